@@ -1,0 +1,340 @@
+"""The xDS server inside each process: it turns watches on the registry into what gRPC's C core balances over.
+
+gRPC Python has no resolver that could be plugged in, and round robin over a fixed list never learns of an instance that
+is added. xDS is the one way to change a channel's endpoints while it lives; so there is a small aggregated discovery
+service (ADS) on a unix socket of this process, and the C core subscribes to it.
+
+Everything here runs on threads of its own: an event loop that the application blocks must not stop discovery.
+"""
+
+import ipaddress
+import itertools
+import json
+import logging
+import os
+import queue
+import socket
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+from envoy.service.discovery.v3.ads_pb2_grpc import (
+    AggregatedDiscoveryServiceServicer,
+    add_AggregatedDiscoveryServiceServicer_to_server,
+)
+from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
+from google.protobuf.message import Message
+
+from rollcall.discovery import xds
+from rollcall.discovery.subset import subset
+from rollcall.registry import Instance, Registry, RegistryError
+from rollcall.settings import CallSettings
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 0.5
+"""The share of the default deadline after which a registry that has not answered is given up on, for now."""
+
+
+class Bridge:
+    """The xDS server, and the services that this process has dialled. One per process: see `bridge`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._services: dict[str, Service] = {}
+        self._streams: set[queue.SimpleQueue[str | None]] = set()
+        self._caller = uuid.uuid4().hex
+        self._versions = itertools.count(1)
+        address = _socket_address()
+        self._server = grpc.server(_DaemonThreads())
+        add_AggregatedDiscoveryServiceServicer_to_server(_Ads(self), self._server)
+        self._server.add_insecure_port(address)
+        self._server.start()
+        _bootstrap(address)
+
+    def subscribe(self, name: str, tag: str, registry: Registry, settings: CallSettings) -> "Service":
+        """Return the service to make a channel for, watched from now on. To be released when the channel is closed."""
+        key = xds.key_of(name, tag)
+        with self._lock:
+            for number in itertools.count(1):  # the same name, from another registry or with other settings, is another key
+                numbered = key if number == 1 else f"{key}~~~{number}"
+                service = self._services.get(numbered)
+                if service is None or not service.channels:
+                    service = Service(numbered, name, tag, registry, settings, self._caller, self._changed)
+                    self._services[numbered] = service
+                if service.registry is registry and service.settings == settings:
+                    service.channels += 1
+                    return service
+        raise AssertionError("count() does not end")
+
+    def release(self, service: "Service") -> None:
+        """End the watch when the last channel is closed."""
+        with self._lock:
+            service.channels -= 1
+            last = not service.channels
+        if last:
+            service.close()  # what is known of it goes on being told until the C core has let go of it: see `forget`
+
+    def forget(self, names: set[str]) -> None:
+        """Drop the services without channels whose Listener is not among those that the C core still asks for."""
+        with self._lock:
+            for key, service in list(self._services.items()):
+                if not service.channels and xds.resource_name(xds.LISTENER, key) not in names:
+                    del self._services[key]
+
+    def answer(self, type_url: str, names: set[str]) -> DiscoveryResponse:
+        """Return all that is known of the resources with these names."""
+        with self._lock:
+            wanted = [
+                service for key, service in self._services.items() if xds.resource_name(type_url, key) in names
+            ]
+            version = str(next(self._versions))
+        resources = [resource for service in wanted if (resource := service.resource(type_url))]
+        return DiscoveryResponse(
+            version_info=version, nonce=version, type_url=type_url, resources=map(xds.pack, resources)
+        )
+
+    def open_stream(self) -> "queue.SimpleQueue[str | None]":
+        """Return a queue that gets the type of each resource that changes; None ends it."""
+        changes: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        with self._lock:
+            self._streams.add(changes)
+        return changes
+
+    def close_stream(self, changes: "queue.SimpleQueue[str | None]") -> None:
+        """Forget a stream's queue, and end it."""
+        with self._lock:
+            self._streams.discard(changes)
+        changes.put(None)
+
+    def _changed(self, type_url: str) -> None:
+        with self._lock:
+            for changes in self._streams:
+                changes.put(type_url)
+
+
+class Service:
+    """A service that this process calls, and what is known of its instances."""
+
+    def __init__(
+        self,
+        key: str,
+        name: str,
+        tag: str,
+        registry: Registry,
+        settings: CallSettings,
+        caller: str,
+        changed: Callable[[str], None],
+    ) -> None:
+        self.key, self.name, self.tag = key, name, tag
+        self.registry, self.settings = registry, settings
+        self.channels = 0
+        self._caller, self._changed = caller, changed
+        self._idempotent: frozenset[str] = frozenset()
+        self._targets: list[tuple[str, int, int]] | None = None  # None until the registry, or our patience, has spoken
+        self._explainer: _Explainer | None = None
+        self._lock = threading.Lock()
+        self._watch = registry.watch(name, tag)
+        self._giving_up = self._timer(PATIENCE * settings.deadline)
+        threading.Thread(target=self._follow, name=f"watch {name}", daemon=True).start()
+
+    def idempotent(self, path: str) -> None:
+        """Learn that a method, given as /package.Service/Method, may be tried again."""
+        with self._lock:
+            if path in self._idempotent:
+                return
+            self._idempotent |= {path}
+        self._changed(xds.LISTENER)
+
+    def resource(self, type_url: str) -> Message | None:
+        """Return a resource that describes the service, or None while it is not known."""
+        with self._lock:
+            if type_url == xds.LISTENER:
+                return xds.listener(self.key, self._idempotent, self.settings)
+            if type_url == xds.CLUSTER:
+                return xds.cluster(self.key, self.settings)
+            if type_url == xds.ENDPOINTS and self._targets is not None:
+                return xds.endpoints(self.key, self._targets)
+        return None
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._watch.close()
+        with self._lock:
+            self._giving_up.cancel()
+            self._explain(needed=False)
+
+    def _follow(self) -> None:
+        for instances in self._watch:
+            self._update(instances)
+
+    def _update(self, instances: tuple[Instance, ...]) -> None:
+        targets = [
+            (address, instance.port, instance.weight)
+            for instance in subset(instances, self._caller, self.settings.subset)
+            if (address := _resolve(instance))
+        ]
+        with self._lock:
+            self._giving_up.cancel()
+            if targets:
+                self._explain(needed=False)
+                self._targets = targets
+            elif self._targets and not self._explainer:
+                # All gone at once is more likely a fault of the registry's than the truth: keep them for a while.
+                log.warning("%s lists no instance of %r any more; keeping the last ones known", self.registry, self.name)
+                self._giving_up = self._timer(self.settings.empty_grace)
+                return
+            else:
+                self._explain(needed=True)
+        self._changed(xds.ENDPOINTS)
+
+    def _timer(self, seconds: float) -> threading.Timer:
+        timer = threading.Timer(seconds, self._give_up)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _give_up(self) -> None:
+        with self._lock:
+            self._explain(needed=True)
+        self._changed(xds.ENDPOINTS)
+
+    def _explain(self, *, needed: bool) -> None:
+        if needed and not self._explainer:
+            self._explainer = _Explainer(self._explanation)
+            self._targets = [("127.0.0.1", self._explainer.port, 1)]
+        elif self._explainer and not needed:
+            self._explainer.close()
+            self._explainer = None
+
+    def _explanation(self) -> str:
+        wanted = f"service {self.name!r}" + (f" with tag {self.tag!r}" if self.tag else "")
+        try:
+            registered = ", ".join(self.registry.services()) or "nothing"
+        except RegistryError as error:
+            return f"no instance of {wanted} is known: {error}"
+        return f"no instance of {wanted} passes its checks in {self.registry}; registered there: {registered}"
+
+
+class _Explainer(grpc.GenericRpcHandler):
+    """Stands in for a service without instances: answers every call with what was looked for, where, and what there is.
+
+    The C core by itself would let a call wait until its deadline, and then say no more than that.
+    """
+
+    def __init__(self, explanation: Callable[[], str]) -> None:
+        self._explanation = explanation
+        self._server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[self], options=[("grpc.so_reuseport", 0)])
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any]":  # noqa: ARG002
+        return grpc.stream_stream_rpc_method_handler(self._abort)
+
+    def _abort(self, _: object, context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.abort(grpc.StatusCode.UNAVAILABLE, self._explanation())
+        yield b""  # never reached: makes this the generator that a stream's handler has to be
+
+    def close(self) -> None:
+        self._server.stop(grace=1)
+
+
+class _Ads(AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
+    """The aggregated discovery service: each request names what a type is wanted for, each response has all of it."""
+
+    def __init__(self, owner: Bridge) -> None:
+        self._bridge = owner
+
+    def StreamAggregatedResources(  # noqa: N802
+        self, requests: Iterator[DiscoveryRequest], context: grpc.ServicerContext
+    ) -> Iterator[DiscoveryResponse]:
+        subscribed: dict[str, set[str]] = {}
+        changes = self._bridge.open_stream()
+
+        def read() -> None:
+            try:
+                for request in requests:
+                    if request.error_detail.message:
+                        log.error("gRPC refused %s: %s", request.type_url, request.error_detail.message)
+                    elif subscribed.get(request.type_url) != set(request.resource_names):  # else it acknowledges
+                        subscribed[request.type_url] = set(request.resource_names)
+                        if request.type_url == xds.LISTENER:
+                            self._bridge.forget(subscribed[request.type_url])
+                        changes.put(request.type_url)
+            except grpc.RpcError:  # how a stream ends that its client has dropped
+                log.debug("the C core has closed its discovery stream")
+            finally:
+                self._bridge.close_stream(changes)
+
+        threading.Thread(target=read, name="xds requests", daemon=True).start()
+        context.add_callback(lambda: self._bridge.close_stream(changes))
+        while type_url := changes.get():
+            if subscribed.get(type_url):
+                yield self._bridge.answer(type_url, subscribed[type_url])
+
+
+class _DaemonThreads(futures.ThreadPoolExecutor):
+    """Runs each call on a daemon thread: the discovery stream lasts as long as the process, which must be able to end."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "futures.Future[Any]":
+        future: futures.Future[Any] = futures.Future()
+
+        def run() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 (handed on, as the base class does)
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="xds", daemon=True).start()
+        return future
+
+
+_bridge: Bridge | None = None
+_bridge_lock = threading.Lock()
+
+
+def bridge() -> Bridge:
+    """Return this process's bridge, started at the first call."""
+    global _bridge  # noqa: PLW0603 (gRPC reads its bootstrap once per process, so there can be but one)
+    with _bridge_lock:
+        if _bridge is None:
+            _bridge = Bridge()
+        return _bridge
+
+
+def _socket_address() -> str:
+    unique = f"rollcall-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    if sys.platform == "linux":
+        return f"unix-abstract:{unique}"
+    return f"unix:{Path(tempfile.gettempdir()) / unique}"
+
+
+def _bootstrap(address: str) -> None:
+    """Tell the C core where its xDS server is, keeping what the user has told it (gRFCs A27 and A47)."""
+    theirs = os.environ.pop("GRPC_XDS_BOOTSTRAP", "")  # a file, which would win over what is set below
+    text = Path(theirs).read_text() if theirs else os.environ.get("GRPC_XDS_BOOTSTRAP_CONFIG", "{}")
+    config = json.loads(text)
+    ours = [{"server_uri": address, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}]
+    config.setdefault("xds_servers", ours)
+    config.setdefault("node", {"id": f"rollcall-{os.getpid()}"})
+    config.setdefault("authorities", {})[xds.AUTHORITY] = {"xds_servers": ours}
+    os.environ["GRPC_XDS_BOOTSTRAP_CONFIG"] = json.dumps(config)
+
+
+def _resolve(instance: Instance) -> str:
+    """Return the IP address of an instance; xDS takes no host names. Empty, with a warning, when there is none."""
+    try:
+        return str(ipaddress.ip_address(instance.address))
+    except ValueError:
+        pass
+    try:
+        return str(socket.getaddrinfo(instance.address, instance.port, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        log.warning("instance %s of %r is left out: %s: %s", instance.id, instance.name, instance.address, error)
+        return ""

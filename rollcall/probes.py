@@ -1,0 +1,65 @@
+"""The plain HTTP port: /metrics for Prometheus, /livez and /readyz for whoever asks by HTTP."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+ALIVE_WITHIN = 1.0  # seconds that the event loop may take to answer
+
+
+class Probes:
+    """Serves the probes from threads of its own, so that an event loop which hangs can be seen to hang."""
+
+    def __init__(
+        self, address: tuple[str, int], metrics: CollectorRegistry, ready: Callable[[], bool], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        def alive() -> bool:
+            try:
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(ALIVE_WITHIN)
+            except FutureTimeoutError:
+                return False
+            return True
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 10  # seconds a client may take over its request
+
+            def do_GET(self) -> None:
+                match self.path.partition("?")[0]:
+                    case "/metrics":
+                        encoder, content_type = choose_encoder(self.headers.get("Accept"))
+                        self.answer(200, encoder(metrics), content_type)
+                    case "/livez":
+                        self.probe("alive", passes=alive())
+                    case "/readyz":
+                        self.probe("ready", passes=ready())
+                    case _:
+                        self.answer(404, b"expected /metrics, /livez or /readyz\n")
+
+            def probe(self, what: str, *, passes: bool) -> None:
+                self.answer(200 if passes else 503, f"{'' if passes else 'not '}{what}\n".encode())
+
+            def answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Stay quiet: probes come every second."""
+
+        self._server = ThreadingHTTPServer(address, Handler)
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()

@@ -1,0 +1,136 @@
+"""What a registry is: where instances sign up under a service's name, and where callers look them up.
+
+`Registry` is the whole of it. `rollcall.registry.consul` is the one to deploy; `rollcall.registry.memory` serves tests.
+All methods block, and are safe to call from any thread.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+
+class RegistryError(Exception):
+    """The registry has answered, and the answer is no. The message says what to do."""
+
+
+class RegistryUnavailableError(RegistryError):
+    """No server of the registry could be asked. Worth trying again."""
+
+
+class DuplicateInstanceError(RegistryError):
+    """Another instance that is alive is registered under the same id."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One running copy of a service, as the registry knows it."""
+
+    id: str
+    """Unique among all instances of all services."""
+    name: str
+    """The service that this is an instance of. Spaces and upper case are fine."""
+    address: str
+    """An IP address, or a host name that callers can resolve."""
+    port: int
+    version: str = ""
+    tags: tuple[str, ...] = ()
+    meta: Mapping[str, str] = field(default_factory=dict, hash=False)
+    weight: int = 1
+    datacenter: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("id", "name", "address"):
+            if not getattr(self, name):
+                raise ValueError(f"an instance's {name} must not be empty: {self}")
+        if not 0 < self.port < 65536:  # noqa: PLR2004
+            raise ValueError(f"an instance's port must be from 1 to 65535: {self}")
+
+    @property
+    def target(self) -> str:
+        """HOST:PORT, with an IPv6 address in brackets."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True)
+class GrpcCheck:
+    """The registry calls grpc.health.v1 at the instance. Times are in seconds."""
+
+    service: str = ""
+    """The name to ask the health service for, such as `sum.v1.SumService`; empty asks for the whole server."""
+    interval: float = 1.0
+    timeout: float = 1.0
+
+
+@dataclass(frozen=True)
+class TcpCheck:
+    """The registry opens a connection to the instance. Times are in seconds."""
+
+    interval: float = 1.0
+    timeout: float = 1.0
+
+
+@dataclass(frozen=True)
+class HttpCheck:
+    """The registry gets a URL; any 2xx passes. Times are in seconds."""
+
+    url: str
+    interval: float = 1.0
+    timeout: float = 1.0
+
+
+@dataclass(frozen=True)
+class TtlCheck:
+    """The instance reports that it is well; it counts as failed when it has not done so for `ttl` seconds."""
+
+    ttl: float = 5.0
+
+
+Check: TypeAlias = GrpcCheck | TcpCheck | HttpCheck | TtlCheck
+
+
+class Watch(Protocol):
+    """The passing instances of a service, each time they change."""
+
+    def __iter__(self) -> Iterator[tuple[Instance, ...]]:
+        """Yield what is there now, then each change, until closed. Rides out a registry that is away."""
+
+    def close(self) -> None:
+        """End the iteration, now or when the query under way returns. Harmless when repeated."""
+
+
+class Registry(Protocol):
+    """Where instances sign up and are looked up."""
+
+    def register(self, instance: Instance, check: Check) -> None:
+        """Sign the instance up, with the check that decides whether it passes.
+
+        Registering the same instance again renews it. Raises `DuplicateInstanceError` when its id belongs to an instance
+        at another address that passes its check, `RegistryUnavailableError` when no server could be reached, and
+        `RegistryError` when the registration was refused.
+        """
+
+    def confirm(self, instance: Instance) -> bool:
+        """Wait about a second, or until something happens to the registration; say whether it still stands.
+
+        To be called again and again while the registration is wanted: this is also what keeps a TTL check passing.
+        Raises `RegistryUnavailableError` when the server that holds it has gone, and `DuplicateInstanceError` when
+        somebody else has registered under the same id.
+        """
+
+    def deregister(self, instance_id: str) -> None:
+        """Remove the registration from wherever it may be. Harmless when it has gone already.
+
+        Raises `RegistryUnavailableError` when no server could be asked.
+        """
+
+    def instances(self, name: str, tag: str = "") -> tuple[Instance, ...]:
+        """Return the instances of a service that pass their checks now, ordered by id; with a tag, those that have it."""
+
+    def services(self) -> tuple[str, ...]:
+        """Return the names of the services that have a registration, passing or not, in alphabetical order."""
+
+    def watch(self, name: str, tag: str = "") -> Watch:
+        """Follow what `instances` returns."""
+
+    def __str__(self) -> str:
+        """Say in a few words which registry this is, for error messages: `Consul at 127.0.0.1:8500`."""

@@ -1,0 +1,400 @@
+"""The registry that is a cluster of Consul servers.
+
+A registration under /v1/agent belongs to the agent that took it, and only that agent can renew or remove it. Behind one
+load-balanced address those requests would go astray, so this takes a list of servers, keeps to one for as long as it
+answers, and moves on when it does not. A list of one, a client agent on the same node, is the same code.
+
+The client is python-consul (or py-consul, its maintained fork). What it lacks is closed here and nowhere else:
+
+- it waits for ever on a server that has died: every request gets a time-out (`_Http`);
+- it sends the token in the query string, where logs keep it: it goes in X-Consul-Token (`_Http`);
+- it returns a quiet False for a 404, and every other failure as something else: one set of errors (`_Http`);
+- it lets its own reading of CONSUL_HTTP_* win over its arguments, which would make three servers one (`_Server`);
+- its health queries know no consistency mode, its registrations no Meta, no Weights and no gRPC check (`_Http`, `_payload`).
+"""
+
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import consul
+import consul.std
+import requests
+
+from rollcall.registry import (
+    Check,
+    DuplicateInstanceError,
+    GrpcCheck,
+    HttpCheck,
+    Instance,
+    RegistryError,
+    RegistryUnavailableError,
+    TcpCheck,
+    TtlCheck,
+)
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 1.0  # seconds; a server is near, or it is no use
+ANSWER_TIMEOUT = 2.0  # seconds, on top of what a blocking query asks the server to wait
+CONFIRM_WAIT = 1  # seconds; how long `confirm` lets the server hold its question
+WATCH_WAIT = 10  # seconds; bounds how long a server that hangs can keep a watch in the dark
+REAP_AFTER = "1m"  # Consul's minimum. Until then a dead instance stays listed as critical, and is filtered out here
+BACKOFF = (0.1, 2.0)  # seconds: the first and the longest pause after no server has answered
+GHOST_RETRY = 2.0  # seconds between attempts to clean a server that cannot be reached
+
+
+class ConsulRegistry:
+    """A `Registry` kept by the Consul servers at `addresses`.
+
+    `addresses` are HOST:PORT or http(s)://HOST:PORT, of one datacenter. `token` or, re-read at each request so that it
+    can rotate, `token_file` is sent as X-Consul-Token. `ca`, `cert` and `key` are PEM files for https, which `ca` turns
+    on for addresses that do not say.
+
+        registry = ConsulRegistry(["127.0.0.1:8500"])
+        registry.register(Instance(id="jq", name="queue", address="127.0.0.1", port=8999), TcpCheck())
+        registry.instances("queue")
+        registry.deregister("jq")
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str] = ("127.0.0.1:8500",),
+        *,
+        token: str = "",
+        token_file: str = "",
+        ca: str = "",
+        cert: str = "",
+        key: str = "",
+    ) -> None:
+        if not addresses:
+            raise ValueError("expected at least one address of a Consul server, such as 127.0.0.1:8500; found none")
+        self._connect = lambda address: _Server(_base_uri(address, https=bool(ca)), token, token_file, ca, cert, key)
+        self._servers = [self._connect(address) for address in dict.fromkeys(addresses)]
+        self._preferred = random.choice(self._servers)  # noqa: S311 (spreads load, guards nothing)
+        self._homes: dict[str, _Home] = {}
+        self._ghosts: dict[str, dict[_Server, float]] = {}  # where an id may linger, and when to look again
+        self._lock = threading.Lock()
+
+    def __str__(self) -> str:
+        return f"Consul at {', '.join(str(server) for server in self._servers)}"
+
+    def register(self, instance: Instance, check: Check) -> None:
+        def attempt(server: _Server) -> None:
+            self._refuse_duplicate(server, instance)
+            server.http.put(_ok, "/v1/agent/service/register?replace-existing-checks=1", data=_payload(instance, check))
+            home = _Home(server, beats=isinstance(check, TtlCheck))
+            home.beat(instance.id)
+            with self._lock:
+                self._homes[instance.id] = home
+                self._ghosts[instance.id] = {other: 0.0 for other in self._servers if other is not server}
+
+        self._ask(attempt)
+
+    def confirm(self, instance: Instance) -> bool:
+        with self._lock:
+            home = self._homes.get(instance.id)
+        if home is None:
+            return False
+        self._clean_one(instance.id)
+        home.beat(instance.id)
+        found = home.server.service(instance.id, unchanged_from=home.content)
+        if found is None:
+            return False
+        home.content = found["ContentHash"]
+        if (found["Address"], found["Port"]) != (instance.address, instance.port):
+            raise DuplicateInstanceError(_duplicate(instance.id, found["Service"], f"{found['Address']}:{found['Port']}"))
+        return True
+
+    def deregister(self, instance_id: str) -> None:
+        def remove(server: _Server) -> RegistryUnavailableError | None:
+            try:
+                server.deregister(instance_id)
+            except RegistryUnavailableError as error:
+                return error
+            return None
+
+        with self._lock:
+            self._homes.pop(instance_id, None)
+            self._ghosts.pop(instance_id, None)
+        with ThreadPoolExecutor(len(self._servers)) as pool:
+            errors = list(pool.map(remove, self._servers))
+        if all(errors):
+            raise _unavailable([error for error in errors if error])
+
+    def instances(self, name: str, tag: str = "") -> tuple[Instance, ...]:
+        return self._ask(lambda server: server.passing(name, tag))[1]
+
+    def services(self) -> tuple[str, ...]:
+        return self._ask(lambda server: tuple(sorted(server.catalog.services()[1])))
+
+    def watch(self, name: str, tag: str = "") -> "ConsulWatch":
+        # A watch has connections of its own: its queries hang on them for seconds.
+        return ConsulWatch([self._connect(str(server)) for server in self._servers], name, tag)
+
+    def _ask(self, question: Callable[["_Server"], T]) -> T:
+        """Put a question to one server after the other, the one that answered last first."""
+        errors = []
+        for server in sorted(self._servers, key=lambda each: (each is not self._preferred, random.random())):  # noqa: S311
+            try:
+                answer = question(server)
+            except RegistryUnavailableError as error:
+                errors.append(error)
+            else:
+                self._preferred = server
+                return answer
+        raise _unavailable(errors)
+
+    def _refuse_duplicate(self, server: "_Server", instance: Instance) -> None:
+        local = server.service(instance.id)
+        for name in {instance.name, local["Service"] if local else instance.name}:
+            for holder in server.passing(name)[1]:
+                if holder.id == instance.id and holder.target != instance.target:
+                    raise DuplicateInstanceError(_duplicate(instance.id, name, holder.target))
+
+    def _clean_one(self, instance_id: str) -> None:
+        """Remove the id from one server that is not its home: it may have been there before, or come back with it."""
+        now = time.monotonic()
+        with self._lock:
+            due = [server for server, when in self._ghosts.get(instance_id, {}).items() if when <= now]
+        if due:
+            try:
+                due[0].deregister(instance_id)
+            except RegistryError:
+                with self._lock:
+                    self._ghosts[instance_id][due[0]] = now + GHOST_RETRY
+            else:
+                with self._lock:
+                    self._ghosts[instance_id].pop(due[0], None)
+
+
+class ConsulWatch:
+    """A `Watch` by blocking queries: Consul holds each question until the answer changes."""
+
+    def __init__(self, servers: "list[_Server]", name: str, tag: str) -> None:
+        self._servers, self._name, self._tag = servers, name, tag
+        self._closed = threading.Event()
+
+    def __iter__(self) -> Iterator[tuple[Instance, ...]]:
+        random.shuffle(self._servers)
+        index, failures, seen = 0, 0, None
+        while not self._closed.is_set():
+            try:
+                answer, instances = self._servers[0].passing(self._name, self._tag, index)
+            except RegistryError as error:
+                self._servers.append(self._servers.pop(0))
+                failures += 1
+                if failures == len(self._servers):  # said once, until an answer comes
+                    log.warning("%s: no server answers a watch on %r; keeping what is known", error, self._name)
+                rounds = failures // len(self._servers)
+                if rounds:
+                    self._closed.wait(min(BACKOFF[0] * 2 ** min(rounds, 10), BACKOFF[1]) * random.uniform(0.5, 1))  # noqa: S311
+                continue
+            failures = 0
+            # An index that goes backwards is of a cluster that was rebuilt; one to ask from must be above 0.
+            # https://developer.hashicorp.com/consul/api-docs/features/blocking
+            index = 0 if answer < index else max(answer, 1)
+            if instances != seen and not self._closed.is_set():
+                seen = instances
+                yield instances
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+class _Http(consul.std.HTTPClient):  # type: ignore[misc]
+    """python-consul's transport, with a time-out, the token in its header, and errors of ours."""
+
+    def __init__(self, base_uri: str, token: str, token_file: str, ca: str, cert: str, key: str) -> None:
+        super().__init__()
+        self.base_uri = base_uri
+        self._token, self._token_file = token, token_file
+        self.session.trust_env = False  # a proxy for the web is none for Consul, and looking for one costs more than asking
+        self.session.verify = ca or True
+        if cert:
+            self.session.cert = (cert, key) if key else cert
+
+    def uri(self, path: str, params: Sequence[tuple[str, Any]] | None = None) -> str:
+        query = urlencode(params or [])
+        return f"{self.base_uri}{path.replace(' ', '%20')}{'&' if '?' in path else '?'}{query}"
+
+    def get(self, callback: Callable[[Any], T], path: str, params: Any = None, **_: Any) -> T:
+        if path.startswith(("/v1/health/", "/v1/catalog/")):
+            # Any server may answer, with or without a leader: while one is elected, discovery goes on.
+            params = [*(params or []), ("stale", "")]
+        return self._send("GET", callback, path, params)
+
+    def put(self, callback: Callable[[Any], T], path: str, params: Any = None, data: Any = "", **_: Any) -> T:
+        return self._send("PUT", callback, path, params, data)
+
+    def _send(self, method: str, callback: Callable[[Any], T], path: str, params: Any, data: Any = "") -> T:
+        held = float(dict(params or ()).get("wait", "0s").rstrip("s"))
+        timeout = (CONNECT_TIMEOUT, held * 17 / 16 + ANSWER_TIMEOUT)  # Consul adds up to a sixteenth
+        try:
+            token = Path(self._token_file).read_text().strip() if self._token_file else self._token
+        except OSError as error:
+            raise RegistryError(f"the Consul token's file cannot be read: {error}") from None
+        headers = {"X-Consul-Token": token} if token else {}
+        try:
+            answer = self.session.request(method, self.uri(path, params), data=data, headers=headers, timeout=timeout)
+            response = self.response(answer)
+        except requests.RequestException as error:
+            raise RegistryUnavailableError(f"{self.base_uri}: {_reason(error)}") from None
+        said = f"{self.base_uri}: {response.code} {response.body.strip()[:200]}"
+        if response.code in (401, 403):
+            raise RegistryError(f"{said}: is the ACL token set, and does its policy allow this?")
+        if response.code == 429 or response.code >= 500:  # noqa: PLR2004 (too busy, or without a leader: ask another)
+            raise RegistryUnavailableError(said)
+        if response.code >= 400 and response.code != 404:  # noqa: PLR2004 (what is not there is an answer)
+            raise RegistryError(said)
+        return callback(response)
+
+
+class _Server(consul.Consul):  # type: ignore[misc]
+    """One Consul server, asked through python-consul."""
+
+    _environment = threading.Lock()
+
+    def __init__(self, base_uri: str, *credentials: str) -> None:
+        self._transport = _Http(base_uri, *credentials)
+        theirs = ("CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_SSL", "CONSUL_HTTP_SSL_VERIFY")
+        with self._environment:
+            hidden = {name: os.environ.pop(name) for name in theirs if name in os.environ}
+            try:
+                super().__init__()
+            finally:
+                os.environ.update(hidden)
+
+    def connect(self, *_: object) -> _Http:
+        """Return the transport, as python-consul asks for it."""
+        return self._transport
+
+    http_connect = connect  # and as py-consul does
+
+    def __str__(self) -> str:
+        return self._transport.base_uri.removeprefix("http://")
+
+    def passing(self, name: str, tag: str = "", index: int = 0) -> tuple[int, tuple[Instance, ...]]:
+        """Return what passes, at which index; with an index, once that is no longer the newest or the wait is over."""
+        answer, entries = self.health.service(
+            quote(name, safe=""), index=index or None, wait=f"{WATCH_WAIT}s", passing=True, tag=tag or None
+        )
+        # After a move between servers an id can show twice. The later registration is the true one.
+        entries.sort(key=lambda entry: entry["Service"]["CreateIndex"])
+        newest = {entry["Service"]["ID"]: _instance(entry) for entry in entries}
+        return int(answer), tuple(newest[id_] for id_ in sorted(newest))
+
+    def service(self, instance_id: str, unchanged_from: str = "") -> dict[str, Any] | None:
+        """Return what this server's agent has under an id; given a hash, once it differs or the wait is over."""
+        params = [("hash", unchanged_from), ("wait", f"{CONFIRM_WAIT}s")] if unchanged_from else []
+        response = self.http.get(_ok, f"/v1/agent/service/{quote(instance_id, safe='')}", params=params)
+        return None if response.code == 404 else json.loads(response.body)  # noqa: PLR2004
+
+    def deregister(self, instance_id: str) -> None:
+        """Remove an id from this server's agent. Harmless when it is not there."""
+        self.agent.service.deregister(quote(instance_id, safe=""))
+
+
+@dataclass
+class _Home:
+    """The server that holds a registration."""
+
+    server: _Server
+    beats: bool
+    """Whether the check is a TTL check, which passes because the instance says so."""
+    content: str = ""
+    """A hash of the registration when it was last seen."""
+
+    def beat(self, instance_id: str) -> None:
+        if self.beats:
+            self.server.agent.check.ttl_pass(f"service:{quote(instance_id, safe='')}")
+
+
+def _ok(response: Any) -> Any:
+    return response
+
+
+def _base_uri(address: str, *, https: bool) -> str:
+    uri = address if "://" in address else f"{'https' if https else 'http'}://{address}"
+    parts = urlsplit(uri)
+    try:
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(f"expected a Consul server as HOST:PORT, such as 127.0.0.1:8500; found {address!r}")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _payload(instance: Instance, check: Check) -> str:
+    meta: Mapping[str, str] = {**instance.meta, **({"version": instance.version} if instance.version else {})}
+    return json.dumps(
+        {
+            "ID": instance.id,
+            "Name": instance.name,
+            "Address": instance.address,
+            "Port": instance.port,
+            "Tags": instance.tags,
+            "Meta": meta,
+            "Weights": {"Passing": instance.weight, "Warning": 1},
+            "Check": {**_check(instance, check), "DeregisterCriticalServiceAfter": REAP_AFTER},
+        }
+    )
+
+
+def _check(instance: Instance, check: Check) -> dict[str, str]:
+    if isinstance(check, TtlCheck):
+        return {"TTL": f"{check.ttl}s"}
+    match check:
+        case GrpcCheck():
+            kind = {"GRPC": f"{instance.target}/{check.service}" if check.service else instance.target}
+        case TcpCheck():
+            kind = {"TCP": instance.target}
+        case HttpCheck():
+            kind = {"HTTP": check.url}
+    return {**kind, "Interval": f"{check.interval}s", "Timeout": f"{check.timeout}s"}
+
+
+def _instance(entry: Mapping[str, Any]) -> Instance:
+    service, node = entry["Service"], entry["Node"]
+    meta = dict(service["Meta"] or {})
+    return Instance(
+        id=service["ID"],
+        name=service["Service"],
+        address=service["Address"] or node["Address"],
+        port=service["Port"],
+        version=meta.pop("version", ""),
+        tags=tuple(service["Tags"] or ()),
+        meta=meta,
+        weight=service["Weights"]["Passing"],
+        datacenter=node["Datacenter"],
+    )
+
+
+def _duplicate(instance_id: str, name: str, target: str) -> str:
+    return (
+        f"instance id {instance_id!r} belongs to an instance of {name!r} at {target}, which is alive: "
+        f"give each instance an id of its own"
+    )
+
+
+def _reason(error: requests.RequestException) -> str:
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"TLS failed: {error}"
+    return "connection refused or lost" if isinstance(error, requests.ConnectionError) else str(error)
+
+
+def _unavailable(errors: Sequence[Exception]) -> RegistryUnavailableError:
+    return RegistryUnavailableError(f"no Consul server could be asked ({'; '.join(str(error) for error in errors)})")

@@ -1,0 +1,1 @@
+"""person: puts people to sleep."""
