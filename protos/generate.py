@@ -24,7 +24,8 @@ def main() -> int:
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     with tempfile.TemporaryDirectory(dir=PROTOS.parent, prefix=".contracts-") as folder:
         out = Path(folder)
-        outputs = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+        outputs = [f"--{kind}_out={out}" for kind in ("python", "grpc_python")]
+        outputs += [f"--{kind}_out=quiet:{out}" for kind in ("mypy", "mypy_grpc")]
         if protoc.main(["protoc", f"-I{PROTOS}", f"-I{well_known}", *outputs, *sources]):
             return 1  # protoc has said what is wrong
         ours = re.compile(rf"^(from|import) (?=(?:{'|'.join(sorted(roots))})\.)", re.MULTILINE)

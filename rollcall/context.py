@@ -7,15 +7,14 @@ import random
 import re
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import NamedTuple
 
 TRACEPARENT = "traceparent"
 _FORM = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 _random = random.Random()  # noqa: S311 (ids need to differ, not to be secret)
 
 
-@dataclass(frozen=True, slots=True)
-class CallContext:
+class CallContext(NamedTuple):
     """The call that is being handled."""
 
     trace_id: str
@@ -32,9 +31,8 @@ current: ContextVar[CallContext | None] = ContextVar("rollcall_call", default=No
 """The call being handled in this task or thread, if any."""
 
 
-def incoming(traceparent: str | bytes | None, remaining: float | None) -> CallContext:
+def incoming(traceparent: str | bytes | None, expires: float | None) -> CallContext:
     """Return the context of a call that has come in; with a new trace when it brought none, or one out of form."""
-    expires = None if remaining is None else time.monotonic() + remaining
     if isinstance(traceparent, str) and (found := _FORM.fullmatch(traceparent)):
         return CallContext(found[1], found[3], expires)
     return CallContext(f"{_random.getrandbits(128):032x}", "01", expires)

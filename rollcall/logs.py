@@ -1,21 +1,41 @@
 """Log lines, for people or as JSON: what happens to the instance, and one line per call. Never a message's values."""
 
+import asyncio
 import json
 import logging
 import sys
 import time
-from typing import Literal
+from typing import Any, Literal
+
+CALLS = logging.getLogger("rollcall.calls")
+"""The logger of the lines about calls, all at level INFO. Above that level it is silent."""
+
+FLUSH = 0.1  # seconds that a call's line may wait for others to be written with
 
 
 def configure(form: Literal["text", "json"], level: str, instance: str) -> None:
     """Send all logs to standard error, in the given form, from `level` up."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Json(instance) if form == "json" else Text(instance))
+    handler = Stderr(Json(instance) if form == "json" else Text(instance))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Nothing here shows the thread, process or source line, and finding them out for each call would cost as much as
     # writing the line: https://docs.python.org/3/howto/logging.html#optimization
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
     logging._srcfile = None  # type: ignore[attr-defined]  # noqa: SLF001 (the switch that page names)
+
+
+def call(path: str, code: str, seconds: float, trace: str) -> None:
+    """Log a call that has been handled; to be called on the event loop.
+
+    A log record and a write of its own would cost a call as cheap as an addition a third of its time. So the line goes
+    straight to the handler that `configure` has installed. Where other handlers are, they get a record like any other.
+    """
+    if not CALLS.isEnabledFor(logging.INFO):
+        return
+    match logging.root.handlers:
+        case [Stderr() as handler]:
+            handler.call(path, code, seconds, trace)
+        case _:
+            CALLS.info(path, extra={"call": {"code": code, "ms": round(seconds * 1000, 2), "trace": trace}})
 
 
 class Text(logging.Formatter):
@@ -27,30 +47,89 @@ class Text(logging.Formatter):
         self._second = (0, "")
 
     def format(self, record: logging.LogRecord) -> str:
-        call = getattr(record, "call", None)
-        fields = "".join(f" {key}={value}" for key, value in call.items()) if call else ""
-        line = f"{self.stamp(record)} {record.levelname} {self._instance} {record.getMessage()}{fields}"
+        fields = "".join(f" {key}={value}" for key, value in _call(record).items())
+        line = f"{self.stamp(record.created)} {record.levelname} {self._instance} {record.getMessage()}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
-    def stamp(self, record: logging.LogRecord) -> str:
-        """Return the record's time, UTC with milliseconds."""
-        second = int(record.created)
+    def call(self, when: float, path: str, code: str, seconds: float, trace: str) -> str:
+        """Return what `format` returns for the record of a call."""
+        return f"{self.stamp(when)} INFO {self._instance} {path} code={code} ms={seconds * 1000:.2f} trace={trace}"
+
+    def stamp(self, when: float) -> str:
+        """Return a time, in seconds since 1970, as UTC with milliseconds."""
+        second = int(when)
         if second != self._second[0]:
-            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
-        return f"{self._second[1]}.{int(record.msecs):03d}Z"
+            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second)))
+        return f"{self._second[1]}{int((when - second) * 1000):03d}Z"
 
 
 class Json(Text):
     """The same as one JSON object per line."""
 
+    def __init__(self, instance: str) -> None:
+        super().__init__(instance)
+        self._quoted = _json(instance)
+
     def format(self, record: logging.LogRecord) -> str:
         fields = {
-            "time": self.stamp(record),
+            "time": self.stamp(record.created),
             "level": record.levelname,
             "instance": self._instance,
             "message": record.getMessage(),
-            **(getattr(record, "call", None) or {}),
+            **_call(record),
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False)
+        return _json(fields)
+
+    def call(self, when: float, path: str, code: str, seconds: float, trace: str) -> str:
+        # Only the instance's id is of somebody's choosing; the rest has no character that JSON would escape.
+        return (
+            f'{{"time": "{self.stamp(when)}", "level": "INFO", "instance": {self._quoted}, "message": "{path}", '
+            f'"code": "{code}", "ms": {seconds * 1000:.2f}, "trace": "{trace}"}}'
+        )
+
+
+class Stderr(logging.StreamHandler[Any]):
+    """Standard error. Lines about calls gather for a moment, and are written in one go.
+
+    They are written before any other line, so that the order is kept; and at exit, when `logging` flushes its handlers.
+    A process that is killed loses those of its last moment.
+    """
+
+    def __init__(self, form: Text) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(form)
+        self._form = form
+        self._calls: list[str] = []
+
+    def call(self, path: str, code: str, seconds: float, trace: str) -> None:
+        """Log a call that has been handled; on the event loop's thread."""
+        if not self._calls:
+            asyncio.get_running_loop().call_later(FLUSH, self.flush)
+        self._calls.append(self._form.call(time.time(), path, code, seconds, trace))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write_calls()
+        super().emit(record)
+
+    def flush(self) -> None:
+        with self.lock:
+            self._write_calls()
+            super().flush()
+
+    def _write_calls(self) -> None:
+        """Write the lines there are. More may be added meanwhile: `emit` comes from any thread, with the lock held."""
+        count = len(self._calls)
+        if count:
+            self.stream.write("\n".join([*self._calls[:count], ""]))
+            del self._calls[:count]
+
+
+def _call(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what a record tells of a call, if anything."""
+    return getattr(record, "call", None) or {}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -16,7 +16,11 @@ class Probes:
     """Serves the probes from threads of its own, so that an event loop which hangs can be seen to hang."""
 
     def __init__(
-        self, address: tuple[str, int], metrics: CollectorRegistry, ready: Callable[[], bool], loop: asyncio.AbstractEventLoop
+        self,
+        address: tuple[str, int],
+        metrics: CollectorRegistry,
+        ready: Callable[[], bool],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         def alive() -> bool:
             try:
@@ -31,7 +35,7 @@ class Probes:
             def do_GET(self) -> None:
                 match self.path.partition("?")[0]:
                     case "/metrics":
-                        encoder, content_type = choose_encoder(self.headers.get("Accept"))
+                        encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
                         self.answer(200, encoder(metrics), content_type)
                     case "/livez":
                         self.probe("alive", passes=alive())

@@ -16,8 +16,8 @@ BACKOFF = (0.1, 1.0)  # seconds: the first and the longest pause after a failed 
 class Registration:
     """One instance's registration, held from `start` to `close` by a thread of its own.
 
-    `on_change` is called from that thread: with True when the registration stands, with False when it has been lost, and
-    with the error when it was refused for good because another instance that is alive has the id.
+    `on_change` is called from that thread: with True when the registration stands, with False when it has been lost,
+    and with the error when it was refused for good because another instance that is alive has the id.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Registration:
                 if not self._register():
                     return
                 failures, refused_since = 0, None
-                self._on_change(True)
+                self._on_change(True)  # noqa: FBT003
                 log.info("%s is registered in %s", self._instance.id, self._registry)
                 while self._registry.confirm(self._instance):
                     if self._closed.is_set():
@@ -75,7 +75,7 @@ class Registration:
                 lost = str(error)
             if self._closed.is_set():
                 return
-            self._on_change(False)
+            self._on_change(False)  # noqa: FBT003
             if not failures:  # said once, until it stands again
                 log.warning("%s is not registered, trying again until it is: %s", self._instance.id, lost)
             else:
@@ -87,5 +87,5 @@ class Registration:
         with self._writing:
             if self._closed.is_set():
                 return False
-            self._registry.register(self._instance, self._check)
+            self._registry.register(self._instance, self._check, passing=True)
             return True

@@ -8,12 +8,13 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
 from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as aio_health
 from grpc_reflection.v1alpha import reflection
 
 from rollcall import logs
@@ -33,12 +34,13 @@ from rollcall.registry import (
 from rollcall.settings import PREFIX, BadSettingError, ServiceSettings, load
 from rollcall.telemetry import Telemetry
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-CHANNELZ = "grpc.channelz.v1.Channelz"
 OVERALL = ""
 """The name under which grpc.health.v1 tells of the server as a whole."""
+STANDARD = ("grpc.health.v1.Health", "grpc.channelz.v1.Channelz", reflection.SERVICE_NAME)
+"""What every instance serves beside its own services."""
 
 
 class Service:
@@ -98,8 +100,8 @@ class Service:
     ) -> None:
         """Live the life of one instance: serve, register, hold the registration, and on `stop` drain.
 
-        `on_ready` is called once it is registered. Raises `BadSettingError` for an address that cannot be listened on, and
-        `DuplicateInstanceError` when another instance that is alive has the id.
+        `on_ready` is called once it is registered. Raises `BadSettingError` for an address that cannot be listened on,
+        and `DuplicateInstanceError` when another instance that is alive has the id.
         """
         # Serve, with all that a client may ask of a server. The service is not ready yet, but the process is alive.
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else two instances could share a port unnoticed
@@ -109,15 +111,11 @@ class Service:
         instrumented = telemetry.instrument(server)
         for add_to_server, servicer in self._servicers:
             add_to_server(servicer, instrumented)
-        statuses = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(statuses, server)
+        health = _Health(instrumented.services)
+        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
         channelz.add_channelz_servicer(server)
-        reflection.enable_server_reflection(
-            [*instrumented.services, health.SERVICE_NAME, CHANNELZ, reflection.SERVICE_NAME], server
-        )
-        for service in instrumented.services:
-            await statuses.set(service, NOT_SERVING)
-        await statuses.set(OVERALL, SERVING)
+        reflection.enable_server_reflection([*instrumented.services, *STANDARD], server)
+        await health.tell(process=True, services=False)
         await server.start()
 
         # Register, and hold on to the registration. Ready means: registered once. Losing Consul later costs no call.
@@ -138,8 +136,8 @@ class Service:
             registration = Registration(
                 registry,
                 instance,
-                _check(settings, instance, instrumented.services, probes.port),
-                lambda change: loop.call_soon_threadsafe(changes.put_nowait, change) and None,
+                _check(settings, instance, probes.port),
+                lambda change: _hand_over(loop, changes, change),
             )
             registration.start()
             log.info("%s serves at %s, probes at port %d", instance.id, instance.target, probes.port)
@@ -150,16 +148,14 @@ class Service:
                     refusal = change
                 elif change is not None:
                     telemetry.registered.set(change)
-                    if change and not ready.is_set():
-                        for service in instrumented.services:
-                            await statuses.set(service, SERVING)
-                        ready.set()
-                        on_ready(instance)
+                if change is True and not ready.is_set():
+                    await health.tell(process=True, services=True)
+                    ready.set()
+                    on_ready(instance)
 
             # Drain: tell everybody, give callers time to hear of it, finish what is in flight.
             log.info("%s drains: %s", instance.id, "asked to stop" if refusal is None else "its id is taken")
-            for service in (*instrumented.services, OVERALL):
-                await statuses.set(service, NOT_SERVING)
+            await health.tell(process=False, services=False)
             if refusal is None:  # an id that is somebody else's is not ours to remove
                 await asyncio.to_thread(registration.close)
                 telemetry.registered.set(0)
@@ -170,6 +166,24 @@ class Service:
             log.info("%s has ended", instance.id)
         if refusal:
             raise refusal
+
+
+class _Health:
+    """grpc.health.v1 for the process as a whole, under the empty name, and for each of its services."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self.servicer = aio_health.HealthServicer()
+        self._services = services
+
+    async def tell(self, *, process: bool, services: bool) -> None:
+        statuses = health_pb2.HealthCheckResponse
+        for name, serving in {OVERALL: process, **dict.fromkeys(self._services, services)}.items():
+            await self.servicer.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, changes: "asyncio.Queue[T]", change: T) -> None:
+    """Put a change from another thread into a queue of this loop's."""
+    loop.call_soon_threadsafe(changes.put_nowait, change)
 
 
 async def _first(change: Any, stopped: Any) -> Any:
@@ -209,15 +223,16 @@ async def _probes(settings: ServiceSettings, telemetry: Telemetry, ready: asynci
         await asyncio.to_thread(probes.close)
 
 
-def _check(settings: ServiceSettings, instance: Instance, services: Sequence[str], http_port: int) -> Check:
+def _check(settings: ServiceSettings, instance: Instance, http_port: int) -> Check:
+    # Consul asks whether the server is alive, not whether it is ready: what makes it ready is to be registered.
     interval, timeout = settings.check_interval, settings.check_timeout
     match settings.check:
         case "grpc":
-            return GrpcCheck(services[0] if services else OVERALL, interval, timeout)
+            return GrpcCheck(OVERALL, interval, timeout)
         case "tcp":
             return TcpCheck(interval, timeout)
         case "http":
             host = instance.target.rpartition(":")[0]
-            return HttpCheck(f"http://{host}:{http_port}/readyz", interval, timeout)
+            return HttpCheck(f"http://{host}:{http_port}/livez", interval, timeout)
         case "ttl":
             return TtlCheck(3 * interval)

@@ -41,7 +41,9 @@ class ConsulSettings(BaseSettings):
         description="file that holds the ACL token, read at every request; or put the token itself into "
         f"{PREFIX}CONSUL_TOKEN (there is no flag for it: everybody on the machine can read a command line)",
     )
-    consul_ca: str = Field("", description="PEM file of the authority that signed the servers' certificates; turns on https")
+    consul_ca: str = Field(
+        "", description="PEM file of the authority that signed the servers' certificates; turns on https"
+    )
     consul_cert: str = Field("", description="PEM file of the client certificate")
     consul_key: str = Field("", description="PEM file of the client certificate's key")
 
@@ -93,25 +95,36 @@ class ServiceSettings(ConsulSettings):
     """The settings of one instance."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="ignore", cli_kebab_case=True, cli_avoid_json=True, cli_hide_none_type=True
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="ignore",
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
     )
 
     id: str = Field("", description="the instance's id, unique among all; default: SERVICE-HOSTNAME-PORT")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 in a container")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="port to listen on; 0: any that is free")
-    advertise: str = Field("", description="address that others reach this instance at; default: --host, or of this machine")
+    advertise: str = Field(
+        "", description="address that others reach this instance at; default: --host, or of this machine"
+    )
     http_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         0, description="port for /metrics, /livez and /readyz; 0: any that is free"
     )
     tags: Strings = Field((), description="tags to register with, by commas")
     version: str = Field("", description="version to register with and to report in build_info")
     weight: Annotated[int, Field(ge=1, le=65535)] = Field(1, description="weight to register with")
-    check: Literal["grpc", "tcp", "http", "ttl"] = Field("grpc", description="how Consul finds out whether this instance is well")
+    check: Literal["grpc", "tcp", "http", "ttl"] = Field(
+        "grpc", description="how Consul finds out whether this instance is well"
+    )
     check_interval: Annotated[float, Field(gt=0, le=3600)] = Field(
         1.0, description="seconds between two checks; with ttl, a third of the time the instance has to report in"
     )
     check_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(1.0, description="seconds a check may take")
-    drain: Seconds = Field(2.0, description="seconds between deregistering and refusing calls: time for callers to hear of it")
+    drain: Seconds = Field(
+        2.0, description="seconds between deregistering and refusing calls: time for callers to hear of it"
+    )
     grace: Seconds = Field(20.0, description="seconds that calls in flight get to finish")
     log_format: Literal["text", "json"] = Field("text", description="how log lines look")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
@@ -140,7 +153,9 @@ def load(
     try:
         if argv is None:
             return kind(**(overrides or {}))
-        source = CliSettingsSource[Any](kind, cli_parse_args=list(argv), cli_prog_name=program or None, cli_exit_on_error=False)
+        source = CliSettingsSource[Any](
+            kind, cli_parse_args=list(argv), cli_prog_name=program or None, cli_exit_on_error=False
+        )
         return kind(_cli_settings_source=source, **(overrides or {}))
     except ValidationError as error:
         raise BadSettingError("; ".join(_complaint(each) for each in error.errors())) from None

@@ -62,7 +62,9 @@ class Bridge:
         """Return the service to make a channel for, watched from now on. To be released when the channel is closed."""
         key = xds.key_of(name, tag)
         with self._lock:
-            for number in itertools.count(1):  # the same name, from another registry or with other settings, is another key
+            for number in itertools.count(
+                1
+            ):  # the same name, from another registry or with other settings, is another key
                 numbered = key if number == 1 else f"{key}~~~{number}"
                 service = self._services.get(numbered)
                 if service is None or not service.channels:
@@ -91,9 +93,7 @@ class Bridge:
     def answer(self, type_url: str, names: set[str]) -> DiscoveryResponse:
         """Return all that is known of the resources with these names."""
         with self._lock:
-            wanted = [
-                service for key, service in self._services.items() if xds.resource_name(type_url, key) in names
-            ]
+            wanted = [service for key, service in self._services.items() if xds.resource_name(type_url, key) in names]
             version = str(next(self._versions))
         resources = [resource for service in wanted if (resource := service.resource(type_url))]
         return DiscoveryResponse(
@@ -154,14 +154,15 @@ class Service:
 
     def resource(self, type_url: str) -> Message | None:
         """Return a resource that describes the service, or None while it is not known."""
+        found: Message | None = None
         with self._lock:
             if type_url == xds.LISTENER:
-                return xds.listener(self.key, self._idempotent, self.settings)
-            if type_url == xds.CLUSTER:
-                return xds.cluster(self.key, self.settings)
-            if type_url == xds.ENDPOINTS and self._targets is not None:
-                return xds.endpoints(self.key, self._targets)
-        return None
+                found = xds.listener(self.key, self._idempotent, self.settings)
+            elif type_url == xds.CLUSTER:
+                found = xds.cluster(self.key, self.settings)
+            elif type_url == xds.ENDPOINTS and self._targets is not None:
+                found = xds.endpoints(self.key, self._targets)
+        return found
 
     def close(self) -> None:
         """Stop watching."""
@@ -175,6 +176,7 @@ class Service:
             self._update(instances)
 
     def _update(self, instances: tuple[Instance, ...]) -> None:
+        log.debug("%r passes at %s", self.name, ", ".join(each.target for each in instances) or "no instance")
         targets = [
             (address, instance.port, instance.weight)
             for instance in subset(instances, self._caller, self.settings.subset)
@@ -187,7 +189,9 @@ class Service:
                 self._targets = targets
             elif self._targets and not self._explainer:
                 # All gone at once is more likely a fault of the registry's than the truth: keep them for a while.
-                log.warning("%s lists no instance of %r any more; keeping the last ones known", self.registry, self.name)
+                log.warning(
+                    "%s lists no instance of %r any more; keeping the last ones known", self.registry, self.name
+                )
                 self._giving_up = self._timer(self.settings.empty_grace)
                 return
             else:
@@ -280,7 +284,7 @@ class _Ads(AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
 
 
 class _DaemonThreads(futures.ThreadPoolExecutor):
-    """Runs each call on a daemon thread: the discovery stream lasts as long as the process, which must be able to end."""
+    """Runs each call on a daemon thread: the discovery stream lasts as long as the process, which has to end."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "futures.Future[Any]":
         future: futures.Future[Any] = futures.Future()

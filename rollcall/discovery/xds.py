@@ -1,8 +1,8 @@
 """What gRPC's C core is told about a service, in the language it understands: xDS resources.
 
-A Listener says which calls go to which Cluster, and which of them may be retried; a Cluster says how to balance over its
-endpoints, when to put one aside, and how many calls may be in flight; a ClusterLoadAssignment lists the endpoints. Only
-what grpc.github.io/grpc/core/md_doc_grpc_xds_features.html lists as supported is used.
+A Listener says which calls go to which Cluster, and which of them may be retried; a Cluster says how to balance over
+its endpoints, when to put one aside, and how many calls may be in flight; a ClusterLoadAssignment lists the endpoints.
+Only what grpc.github.io/grpc/core/md_doc_grpc_xds_features.html lists as supported is used.
 
 Pure functions: state is in `rollcall.discovery.bridge`.
 """
@@ -57,8 +57,8 @@ def resource_name(type_url: str, key: str) -> str:
 def listener(key: str, idempotent: Iterable[str], settings: CallSettings) -> Listener:
     """Send every call to the service's cluster. `idempotent` are the paths of methods that may be tried again.
 
-    A call that never left this process waits for a connection, and one that the server refused before it looked at it is
-    sent again by the C core itself; neither needs a policy.
+    A call that never left this process waits for a connection, and one that the server refused before it looked at it
+    is sent again by the C core itself; neither needs a policy.
     """
     retry = RetryPolicy(
         retry_on="unavailable",
@@ -72,9 +72,7 @@ def listener(key: str, idempotent: Iterable[str], settings: CallSettings) -> Lis
     ]
     routes.append(Route(match=RouteMatch(prefix=""), route=RouteAction(cluster=cluster_name)))
     manager = HttpConnectionManager(
-        route_config=RouteConfiguration(
-            name=key, virtual_hosts=[VirtualHost(name=key, domains=["*"], routes=routes)]
-        ),
+        route_config=RouteConfiguration(name=key, virtual_hosts=[VirtualHost(name=key, domains=["*"], routes=routes)]),
         http_filters=[HttpFilter(name="router", typed_config=pack(Router()))],
     )
     return Listener(name=resource_name(LISTENER, key), api_listener=ApiListener(api_listener=pack(manager)))

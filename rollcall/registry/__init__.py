@@ -44,6 +44,8 @@ class Instance:
                 raise ValueError(f"an instance's {name} must not be empty: {self}")
         if not 0 < self.port < 65536:  # noqa: PLR2004
             raise ValueError(f"an instance's port must be from 1 to 65535: {self}")
+        if not 0 < self.weight < 65536:  # noqa: PLR2004
+            raise ValueError(f"an instance's weight must be from 1 to 65535: {self}")
 
     @property
     def target(self) -> str:
@@ -101,12 +103,13 @@ class Watch(Protocol):
 class Registry(Protocol):
     """Where instances sign up and are looked up."""
 
-    def register(self, instance: Instance, check: Check) -> None:
+    def register(self, instance: Instance, check: Check, *, passing: bool = False) -> None:
         """Sign the instance up, with the check that decides whether it passes.
 
-        Registering the same instance again renews it. Raises `DuplicateInstanceError` when its id belongs to an instance
-        at another address that passes its check, `RegistryUnavailableError` when no server could be reached, and
-        `RegistryError` when the registration was refused.
+        Until the first check has run it does not pass; with `passing` it does, for a caller who knows that it serves.
+        Registering the same instance again renews it. Raises `DuplicateInstanceError` when its id belongs to an
+        instance at another address that passes its check, `RegistryUnavailableError` when no server could be reached,
+        and `RegistryError` when the registration was refused.
         """
 
     def confirm(self, instance: Instance) -> bool:
@@ -124,7 +127,7 @@ class Registry(Protocol):
         """
 
     def instances(self, name: str, tag: str = "") -> tuple[Instance, ...]:
-        """Return the instances of a service that pass their checks now, ordered by id; with a tag, those that have it."""
+        """Return the instances of a service that pass their checks now, by id; with a tag, those that have it."""
 
     def services(self) -> tuple[str, ...]:
         """Return the names of the services that have a registration, passing or not, in alphabetical order."""

@@ -10,7 +10,7 @@ The client is python-consul (or py-consul, its maintained fork). What it lacks i
 - it sends the token in the query string, where logs keep it: it goes in X-Consul-Token (`_Http`);
 - it returns a quiet False for a 404, and every other failure as something else: one set of errors (`_Http`);
 - it lets its own reading of CONSUL_HTTP_* win over its arguments, which would make three servers one (`_Server`);
-- its health queries know no consistency mode, its registrations no Meta, no Weights and no gRPC check (`_Http`, `_payload`).
+- its health queries know no consistency mode (`_Http`), its registrations no Meta, Weights or gRPC check (`_payload`).
 """
 
 import json
@@ -51,6 +51,8 @@ CONFIRM_WAIT = 1  # seconds; how long `confirm` lets the server hold its questio
 WATCH_WAIT = 10  # seconds; bounds how long a server that hangs can keep a watch in the dark
 REAP_AFTER = "1m"  # Consul's minimum. Until then a dead instance stays listed as critical, and is filtered out here
 BACKOFF = (0.1, 2.0)  # seconds: the first and the longest pause after no server has answered
+UNLISTED_PAUSE = 0.2  # seconds for an agent to pass a registration on to the cluster
+LISTED_FOR = 10.0  # seconds for which a look at the cluster's list is good
 GHOST_RETRY = 2.0  # seconds between attempts to clean a server that cannot be reached
 
 
@@ -79,8 +81,9 @@ class ConsulRegistry:
     ) -> None:
         if not addresses:
             raise ValueError("expected at least one address of a Consul server, such as 127.0.0.1:8500; found none")
-        self._connect = lambda address: _Server(_base_uri(address, https=bool(ca)), token, token_file, ca, cert, key)
-        self._servers = [self._connect(address) for address in dict.fromkeys(addresses)]
+        self._uris = [_base_uri(address, https=bool(ca)) for address in dict.fromkeys(addresses)]
+        self._credentials = (token, token_file, ca, cert, key)
+        self._servers = self._connect()
         self._preferred = random.choice(self._servers)  # noqa: S311 (spreads load, guards nothing)
         self._homes: dict[str, _Home] = {}
         self._ghosts: dict[str, dict[_Server, float]] = {}  # where an id may linger, and when to look again
@@ -89,11 +92,12 @@ class ConsulRegistry:
     def __str__(self) -> str:
         return f"Consul at {', '.join(str(server) for server in self._servers)}"
 
-    def register(self, instance: Instance, check: Check) -> None:
+    def register(self, instance: Instance, check: Check, *, passing: bool = False) -> None:
         def attempt(server: _Server) -> None:
             self._refuse_duplicate(server, instance)
-            server.http.put(_ok, "/v1/agent/service/register?replace-existing-checks=1", data=_payload(instance, check))
-            home = _Home(server, beats=isinstance(check, TtlCheck))
+            payload = _payload(instance, check, passing=passing)
+            home = _Home(server, server.node(), payload, beats=isinstance(check, TtlCheck))
+            home.sign_up()
             home.beat(instance.id)
             with self._lock:
                 self._homes[instance.id] = home
@@ -108,12 +112,21 @@ class ConsulRegistry:
             return False
         self._clean_one(instance.id)
         home.beat(instance.id)
+        if not home.listed(instance):
+            time.sleep(UNLISTED_PAUSE)
+            if not home.listed(instance):
+                # The agent has it and could not tell the cluster, for want of a leader. By itself it would try again
+                # in a minute; being told again, it does so at once.
+                home.sign_up()
+            return True
         found = home.server.service(instance.id, unchanged_from=home.content)
         if found is None:
             return False
         home.content = found["ContentHash"]
         if (found["Address"], found["Port"]) != (instance.address, instance.port):
-            raise DuplicateInstanceError(_duplicate(instance.id, found["Service"], f"{found['Address']}:{found['Port']}"))
+            raise DuplicateInstanceError(
+                _duplicate(instance.id, found["Service"], f"{found['Address']}:{found['Port']}")
+            )
         return True
 
     def deregister(self, instance_id: str) -> None:
@@ -140,7 +153,10 @@ class ConsulRegistry:
 
     def watch(self, name: str, tag: str = "") -> "ConsulWatch":
         # A watch has connections of its own: its queries hang on them for seconds.
-        return ConsulWatch([self._connect(str(server)) for server in self._servers], name, tag)
+        return ConsulWatch(self._connect(), name, tag)
+
+    def _connect(self) -> "list[_Server]":
+        return [_Server(uri, *self._credentials) for uri in self._uris]
 
     def _ask(self, question: Callable[["_Server"], T]) -> T:
         """Put a question to one server after the other, the one that answered last first."""
@@ -156,8 +172,7 @@ class ConsulRegistry:
         raise _unavailable(errors)
 
     def _refuse_duplicate(self, server: "_Server", instance: Instance) -> None:
-        local = server.service(instance.id)
-        for name in {instance.name, local["Service"] if local else instance.name}:
+        for name in {instance.name, *server.names_of(instance.id)}:
             for holder in server.passing(name)[1]:
                 if holder.id == instance.id and holder.target != instance.target:
                     raise DuplicateInstanceError(_duplicate(instance.id, name, holder.target))
@@ -219,7 +234,9 @@ class _Http(consul.std.HTTPClient):  # type: ignore[misc]
         super().__init__()
         self.base_uri = base_uri
         self._token, self._token_file = token, token_file
-        self.session.trust_env = False  # a proxy for the web is none for Consul, and looking for one costs more than asking
+        self.session.trust_env = (
+            False  # a proxy for the web is none for Consul, and looking for one costs more than asking
+        )
         self.session.verify = ca or True
         if cert:
             self.session.cert = (cert, key) if key else cert
@@ -250,6 +267,8 @@ class _Http(consul.std.HTTPClient):  # type: ignore[misc]
             response = self.response(answer)
         except requests.RequestException as error:
             raise RegistryUnavailableError(f"{self.base_uri}: {_reason(error)}") from None
+        except OSError as error:  # one of the PEM files
+            raise RegistryError(f"{self.base_uri}: {error}") from None
         said = f"{self.base_uri}: {response.code} {response.body.strip()[:200]}"
         if response.code in (401, 403):
             raise RegistryError(f"{said}: is the ACL token set, and does its policy allow this?")
@@ -257,7 +276,10 @@ class _Http(consul.std.HTTPClient):  # type: ignore[misc]
             raise RegistryUnavailableError(said)
         if response.code >= 400 and response.code != 404:  # noqa: PLR2004 (what is not there is an answer)
             raise RegistryError(said)
-        return callback(response)
+        try:
+            return callback(response)
+        except (KeyError, ValueError) as error:
+            raise RegistryUnavailableError(f"{self.base_uri}: does not answer as Consul does ({error!r})") from None
 
 
 class _Server(consul.Consul):  # type: ignore[misc]
@@ -291,14 +313,32 @@ class _Server(consul.Consul):  # type: ignore[misc]
         )
         # After a move between servers an id can show twice. The later registration is the true one.
         entries.sort(key=lambda entry: entry["Service"]["CreateIndex"])
-        newest = {entry["Service"]["ID"]: _instance(entry) for entry in entries}
+        newest = {}
+        for entry in entries:
+            try:
+                newest[entry["Service"]["ID"]] = _instance(entry)
+            except ValueError as error:  # others may register what cannot be called: without a port, say
+                log.warning("left out: %s", error)
         return int(answer), tuple(newest[id_] for id_ in sorted(newest))
+
+    def names_of(self, instance_id: str) -> set[str]:
+        """Return the names of the services that have a passing instance under this id, on whichever server."""
+        if "`" in instance_id:  # which a filter cannot spell
+            return set()
+        params = [("filter", f"ServiceID == `{instance_id}`")]
+        checks = self.http.get(_ok, "/v1/health/state/passing", params=params)
+        return {check["ServiceName"] for check in json.loads(checks.body)}
 
     def service(self, instance_id: str, unchanged_from: str = "") -> dict[str, Any] | None:
         """Return what this server's agent has under an id; given a hash, once it differs or the wait is over."""
         params = [("hash", unchanged_from), ("wait", f"{CONFIRM_WAIT}s")] if unchanged_from else []
         response = self.http.get(_ok, f"/v1/agent/service/{quote(instance_id, safe='')}", params=params)
         return None if response.code == 404 else json.loads(response.body)  # noqa: PLR2004
+
+    def node(self) -> str:
+        """Return the name of this server's node."""
+        name: str = self.agent.self()["Config"]["NodeName"]
+        return name
 
     def deregister(self, instance_id: str) -> None:
         """Remove an id from this server's agent. Harmless when it is not there."""
@@ -310,10 +350,26 @@ class _Home:
     """The server that holds a registration."""
 
     server: _Server
+    node: str
+    payload: str
     beats: bool
     """Whether the check is a TTL check, which passes because the instance says so."""
     content: str = ""
     """A hash of the registration when it was last seen."""
+    _listed_until: float = 0.0
+
+    def sign_up(self) -> None:
+        self.server.http.put(_ok, "/v1/agent/service/register?replace-existing-checks=1", data=self.payload)
+
+    def listed(self, instance: Instance) -> bool:
+        """Say whether the cluster's list has what this server's agent has."""
+        if time.monotonic() >= self._listed_until:
+            _, entries = self.server.health.service(quote(instance.name, safe=""))
+            held = {(entry["Node"]["Node"], entry["Service"]["ID"]) for entry in entries}
+            if (self.node, instance.id) not in held:
+                return False
+            self._listed_until = time.monotonic() + LISTED_FOR
+        return True
 
     def beat(self, instance_id: str) -> None:
         if self.beats:
@@ -336,7 +392,7 @@ def _base_uri(address: str, *, https: bool) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _payload(instance: Instance, check: Check) -> str:
+def _payload(instance: Instance, check: Check, *, passing: bool) -> str:
     meta: Mapping[str, str] = {**instance.meta, **({"version": instance.version} if instance.version else {})}
     return json.dumps(
         {
@@ -347,7 +403,11 @@ def _payload(instance: Instance, check: Check) -> str:
             "Tags": instance.tags,
             "Meta": meta,
             "Weights": {"Passing": instance.weight, "Warning": 1},
-            "Check": {**_check(instance, check), "DeregisterCriticalServiceAfter": REAP_AFTER},
+            "Check": {
+                **_check(instance, check),
+                "DeregisterCriticalServiceAfter": REAP_AFTER,
+                "Status": "passing" if passing else "critical",
+            },
         }
     )
 
@@ -372,7 +432,7 @@ def _instance(entry: Mapping[str, Any]) -> Instance:
         id=service["ID"],
         name=service["Service"],
         address=service["Address"] or node["Address"],
-        port=service["Port"],
+        port=service.get("Port", 0),
         version=meta.pop("version", ""),
         tags=tuple(service["Tags"] or ()),
         meta=meta,

@@ -13,7 +13,7 @@ class MemoryRegistry:
         self._instances: dict[str, Instance] = {}
         self.changed = threading.Condition()
 
-    def register(self, instance: Instance, check: Check) -> None:  # noqa: ARG002 (the contract's; nothing runs it)
+    def register(self, instance: Instance, check: Check, *, passing: bool = False) -> None:  # noqa: ARG002 (the contract's)
         with self.changed:
             holder = self._instances.get(instance.id)
             if holder and holder.target != instance.target:
@@ -36,9 +36,7 @@ class MemoryRegistry:
 
     def instances(self, name: str, tag: str = "") -> tuple[Instance, ...]:
         with self.changed:
-            found = [
-                each for each in self._instances.values() if each.name == name and (not tag or tag in each.tags)
-            ]
+            found = [each for each in self._instances.values() if each.name == name and (not tag or tag in each.tags)]
         return tuple(sorted(found, key=lambda instance: instance.id))
 
     def services(self) -> tuple[str, ...]:
@@ -63,7 +61,8 @@ class MemoryWatch:
         seen: tuple[Instance, ...] | None = None
         while True:
             with self._registry.changed:  # reentrant: a Condition stands on an RLock
-                self._registry.changed.wait_for(lambda: self._closed or self._now() != seen)
+                while not self._closed and self._now() == seen:
+                    self._registry.changed.wait()
                 if self._closed:
                     return
                 seen = self._now()

@@ -1,0 +1,80 @@
+# Everything a person types. `make` alone lists it.
+
+PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$each -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+READY := $(VENV)/.installed contracts/.generated
+PROTOS := $(shell find protos -name '*.proto')
+INSTALL := -m pip --disable-pip-version-check install --quiet --require-hashes -r
+PYTEST ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup up down status logs test lint types bench proto lock clean
+MAKEFLAGS += --no-builtin-rules
+
+help: ## list what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make up CONSUL_HTTP_PORT=18500   Consul's web page elsewhere than at port 8500; the other ports follow it"
+	@echo "  make logs NAME=sum-1             one log only"
+	@echo "  make test PYTEST='-k freezes'    some tests only"
+
+setup: $(READY) ## install what the rest needs, into .venv
+
+up: $(READY) ## start three Consul servers and all services, call them, and leave them running
+	@$(RUN) deploy.local up
+
+down: $(READY) ## stop what `make up` has started, and only that
+	@$(RUN) deploy.local down
+
+status: $(READY) ## show what runs, where, and how it is
+	@$(RUN) deploy.local status
+
+logs: $(READY) ## follow the logs of what runs
+	@$(RUN) deploy.local logs $(NAME) -f
+
+test: lint types $(VENV)/.py-consul ## lint, check types, and run every test, on Consul servers of their own
+	@$(RUN) pytest $(PYTEST)
+	@echo "The registry's contract suite again, on py-consul:"
+	@$(VENV)/py-consul/bin/python -m pytest tests/contract/test_registry.py -p no:cacheprovider
+
+lint: $(READY) ## check style: ruff for Python, buf for the contracts
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check --quiet . || { echo "ruff format would change files: run $(RUN) ruff format"; exit 1; }
+	@cd protos && ../$(VENV)/bin/buf lint
+
+types: $(READY) ## check types: mypy --strict
+	@$(RUN) mypy rollcall services deploy/local protos bench tests
+
+bench: $(READY) ## measure Rollcall against bare gRPC, side by side
+	@$(RUN) bench $(BENCH)
+
+proto: $(VENV)/.installed ## generate contracts/ from protos/
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python protos/generate.py
+
+lock: ## choose new versions of what requirements/*.in ask for (needs uv)
+	@for each in runtime dev py-consul go; do uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header requirements/$$each.in -o requirements/$$each.txt || exit 1; done
+
+clean: ## remove what was installed and generated here; stop what runs first
+	@if [ -d .run/processes ] && [ -n "$$(ls .run/processes)" ]; then echo "something may still run: make down first"; exit 1; fi
+	rm -rf $(VENV) contracts .run .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.installed: requirements/dev.txt
+	@$(if $(PYTHON),,echo "expected Python >= 3.11 with its venv module, found none: install it (Debian: apt-get install python3-venv), or name one: make PYTHON=/path/to/python" >&2; exit 1)
+	@echo "Installing the locked dependencies into $(VENV) (about half a minute) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python $(INSTALL) requirements/dev.txt || { echo "the dependencies could not be installed: see above; is the package index reachable?" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.py-consul: $(VENV)/.installed requirements/py-consul.txt
+	@echo "Installing py-consul into an environment of its own ..."
+	@$(VENV)/bin/python -m venv $(VENV)/py-consul
+	@$(VENV)/py-consul/bin/python $(INSTALL) requirements/py-consul.txt
+	@touch $@
+
+contracts/.generated: $(VENV)/.installed protos/generate.py $(PROTOS)
+	@$(MAKE) --no-print-directory proto
+	@touch $@
