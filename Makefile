@@ -1,7 +1,8 @@
 # Everything a person types. `make` alone lists it.
 
+FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
-	$$each -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
+	$$each -c '$(FITS)' 2>/dev/null && echo $$each && break; done)
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.installed contracts/.generated
@@ -63,7 +64,7 @@ clean: ## remove what was installed and generated here; stop what runs first
 	rm -rf $(VENV) contracts .run .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.installed: requirements/dev.txt
-	@$(if $(PYTHON),,echo "expected Python >= 3.11 with its venv module, found none: install it (Debian: apt-get install python3-venv), or name one: make PYTHON=/path/to/python" >&2; exit 1)
+	@$(or $(PYTHON),false) -c '$(FITS)' 2>/dev/null || { echo "expected Python >= 3.11 with its venv module, found $(or $(PYTHON),none): install it (Debian: apt-get install python3-venv), or name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	@echo "Installing the locked dependencies into $(VENV) (about half a minute) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python $(INSTALL) requirements/dev.txt || { echo "the dependencies could not be installed: see above; is the package index reachable?" >&2; exit 1; }

@@ -1,6 +1,6 @@
 """Rollcall: the chassis of a gRPC service that registers with Consul, is found through it, and is called directly."""
 
-from rollcall.channel import Channel, SyncChannel, dial, dial_sync
+from rollcall.channel import Channel, SyncChannel, default_registry, dial, dial_sync
 from rollcall.errors import refuse
 from rollcall.registry import (
     Check,
@@ -39,6 +39,7 @@ __all__ = [
     "TcpCheck",
     "TtlCheck",
     "Watch",
+    "default_registry",
     "dial",
     "dial_sync",
     "refuse",

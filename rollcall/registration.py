@@ -57,10 +57,10 @@ class Registration:
             try:
                 if not self._register():
                     return
-                failures, refused_since = 0, None
                 self._on_change(True)  # noqa: FBT003
                 log.info("%s is registered in %s", self._instance.id, self._registry)
                 while self._registry.confirm(self._instance):
+                    failures, refused_since = 0, None
                     if self._closed.is_set():
                         return
                 lost = "it is no longer there"

@@ -116,16 +116,17 @@ class Service:
         channelz.add_channelz_servicer(server)
         reflection.enable_server_reflection([*instrumented.services, *STANDARD], server)
         await health.tell(process=True, services=False)
-        await server.start()
+        address = settings.advertised()
 
         # Register, and hold on to the registration. Ready means: registered once. Losing Consul later costs no call.
         changes: asyncio.Queue[bool | DuplicateInstanceError] = asyncio.Queue()
         ready = asyncio.Event()
         async with _probes(settings, telemetry, ready) as probes:
+            await server.start()  # last of all that can be refused: a server that has started must be stopped
             instance = Instance(
                 id=instance_id,
                 name=self.name,
-                address=settings.advertised(),
+                address=address,
                 port=port,
                 version=settings.version,
                 tags=settings.tags,

@@ -138,6 +138,7 @@ class Service:
         self._caller, self._changed = caller, changed
         self._idempotent: frozenset[str] = frozenset()
         self._targets: list[tuple[str, int, int]] | None = None  # None until the registry, or our patience, has spoken
+        self._answered = False
         self._explainer: _Explainer | None = None
         self._lock = threading.Lock()
         self._watch = registry.watch(name, tag)
@@ -183,6 +184,7 @@ class Service:
             if (address := _resolve(instance))
         ]
         with self._lock:
+            self._answered = True
             self._giving_up.cancel()
             if targets:
                 self._explain(needed=False)
@@ -219,6 +221,8 @@ class Service:
 
     def _explanation(self) -> str:
         wanted = f"service {self.name!r}" + (f" with tag {self.tag!r}" if self.tag else "")
+        if not self._answered:  # asking again would take longer than the call has
+            return f"no instance of {wanted} is known: {self.registry} has not answered yet"
         try:
             registered = ", ".join(self.registry.services()) or "nothing"
         except RegistryError as error:
@@ -242,6 +246,7 @@ class _Explainer(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(self._abort)
 
     def _abort(self, _: object, context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", "-1"),))  # trying again would be told the same
         context.abort(grpc.StatusCode.UNAVAILABLE, self._explanation())
         yield b""  # never reached: makes this the generator that a stream's handler has to be
 

@@ -96,8 +96,9 @@ class ConsulRegistry:
         def attempt(server: _Server) -> None:
             self._refuse_duplicate(server, instance)
             payload = _payload(instance, check, passing=passing)
-            home = _Home(server, server.node(), payload, beats=isinstance(check, TtlCheck))
+            home = _Home(server, payload, beats=isinstance(check, TtlCheck))
             home.sign_up()
+            home.node = server.node_of(instance.id)
             home.beat(instance.id)
             with self._lock:
                 self._homes[instance.id] = home
@@ -208,6 +209,7 @@ class ConsulWatch:
                 answer, instances = self._servers[0].passing(self._name, self._tag, index)
             except RegistryError as error:
                 self._servers.append(self._servers.pop(0))
+                index = 0  # of the next server, or the next cluster, nothing is known
                 failures += 1
                 if failures == len(self._servers):  # said once, until an answer comes
                     log.warning("%s: no server answers a watch on %r; keeping what is known", error, self._name)
@@ -278,7 +280,7 @@ class _Http(consul.std.HTTPClient):  # type: ignore[misc]
             raise RegistryError(said)
         try:
             return callback(response)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, consul.ConsulException) as error:
             raise RegistryUnavailableError(f"{self.base_uri}: does not answer as Consul does ({error!r})") from None
 
 
@@ -323,10 +325,7 @@ class _Server(consul.Consul):  # type: ignore[misc]
 
     def names_of(self, instance_id: str) -> set[str]:
         """Return the names of the services that have a passing instance under this id, on whichever server."""
-        if "`" in instance_id:  # which a filter cannot spell
-            return set()
-        params = [("filter", f"ServiceID == `{instance_id}`")]
-        checks = self.http.get(_ok, "/v1/health/state/passing", params=params)
+        checks = self.http.get(_ok, "/v1/health/state/passing", params=[("filter", _is_of(instance_id))])
         return {check["ServiceName"] for check in json.loads(checks.body)}
 
     def service(self, instance_id: str, unchanged_from: str = "") -> dict[str, Any] | None:
@@ -335,10 +334,13 @@ class _Server(consul.Consul):  # type: ignore[misc]
         response = self.http.get(_ok, f"/v1/agent/service/{quote(instance_id, safe='')}", params=params)
         return None if response.code == 404 else json.loads(response.body)  # noqa: PLR2004
 
-    def node(self) -> str:
-        """Return the name of this server's node."""
-        name: str = self.agent.self()["Config"]["NodeName"]
-        return name
+    def node_of(self, instance_id: str) -> str:
+        """Return the name of this server's node, as the check of one of its registrations has it.
+
+        /v1/agent/self has it too, but a service's token usually may not read that.
+        """
+        checks = self.http.get(_ok, "/v1/agent/checks", params=[("filter", _is_of(instance_id))])
+        return next((str(check["Node"]) for check in json.loads(checks.body).values()), "")
 
     def deregister(self, instance_id: str) -> None:
         """Remove an id from this server's agent. Harmless when it is not there."""
@@ -350,10 +352,10 @@ class _Home:
     """The server that holds a registration."""
 
     server: _Server
-    node: str
     payload: str
     beats: bool
     """Whether the check is a TTL check, which passes because the instance says so."""
+    node: str = ""
     content: str = ""
     """A hash of the registration when it was last seen."""
     _listed_until: float = 0.0
@@ -374,6 +376,11 @@ class _Home:
     def beat(self, instance_id: str) -> None:
         if self.beats:
             self.server.agent.check.ttl_pass(f"service:{quote(instance_id, safe='')}")
+
+
+def _is_of(instance_id: str) -> str:
+    """Return a filter for the checks of an instance, its id quoted as Consul takes it."""
+    return f"ServiceID == {json.dumps(instance_id) if '`' in instance_id else f'`{instance_id}`'}"
 
 
 def _ok(response: Any) -> Any:

@@ -1,0 +1,81 @@
+"""A registration is held: made again when it is lost, refused when the id is somebody else's, taken back at the end."""
+
+import logging
+import time
+
+import pytest
+
+from rollcall.registration import Registration
+from rollcall.registry import DuplicateInstanceError, Instance, TtlCheck
+from rollcall.registry.consul import ConsulRegistry
+from rollcall.registry.memory import MemoryRegistry
+from tests.waiting import eventually, free_port
+
+INSTANCE = Instance(id="sum-1", name="sum", address="127.0.0.1", port=1)
+HOLDER = Instance(id="sum-1", name="sum", address="127.0.0.1", port=2)
+CHECK = TtlCheck(0.1)
+Changes = list[bool | DuplicateInstanceError]
+
+
+def test_it_registers_holds_and_deregisters() -> None:
+    registry, changes = MemoryRegistry(), Changes()
+    registration = Registration(registry, INSTANCE, CHECK, changes.append)
+    assert registry.services() == (), "nothing happens before the start"
+    registration.start()
+    eventually("it is told that it stands", lambda: changes == [True])
+    assert registry.instances("sum") == (INSTANCE,)
+    begun = time.monotonic()
+    registration.close()
+    assert time.monotonic() - begun < 2
+    assert registry.instances("sum") == ()
+    assert changes == [True], "an end that was asked for is no loss"
+
+
+def test_a_registration_that_is_lost_is_made_again(caplog: pytest.LogCaptureFixture) -> None:
+    registry, changes = MemoryRegistry(), Changes()
+    registration = Registration(registry, INSTANCE, CHECK, changes.append)
+    registration.start()
+    eventually("it stands", lambda: changes == [True])
+    begun = time.monotonic()
+    registry.deregister(INSTANCE.id)
+    eventually("it stands again", lambda: changes == [True, False, True])
+    assert time.monotonic() - begun < 2
+    assert registry.instances("sum") == (INSTANCE,)
+    assert "it is no longer there" in caplog.text
+    registration.close()
+
+
+def test_an_id_that_is_somebody_else_s_is_refused_for_good_and_left_alone() -> None:
+    registry, changes = MemoryRegistry(), Changes()
+    registry.register(HOLDER, CHECK)
+    registration = Registration(registry, INSTANCE, CHECK, changes.append)
+    registration.start()
+    eventually("it is told", lambda: changes)
+    assert len(changes) == 1
+    assert isinstance(changes[0], DuplicateInstanceError)
+    assert registry.instances("sum") == (HOLDER,)
+
+
+def test_a_predecessor_that_is_dying_is_waited_for() -> None:
+    registry, changes = MemoryRegistry(), Changes()
+    registry.register(HOLDER, CHECK)
+    registration = Registration(registry, INSTANCE, TtlCheck(5), changes.append)
+    registration.start()
+    registry.deregister(HOLDER.id)
+    eventually("it stands", lambda: changes == [True])
+    assert registry.instances("sum") == (INSTANCE,)
+    registration.close()
+
+
+def test_a_registry_that_is_away_is_told_of_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    changes = Changes()
+    registration = Registration(ConsulRegistry([f"127.0.0.1:{free_port()}"]), INSTANCE, CHECK, changes.append)
+    registration.start()
+    eventually("it has tried some times", lambda: len(changes) > 4)
+    assert set(changes) == {False}
+    assert caplog.text.count("is not registered, trying again until it is") == 1
+    begun = time.monotonic()
+    registration.close()
+    assert time.monotonic() - begun < 3
+    assert "could not deregister" in caplog.text
