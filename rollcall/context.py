@@ -7,14 +7,15 @@ import random
 import re
 import time
 from contextvars import ContextVar
-from typing import NamedTuple
+from dataclasses import dataclass
 
 TRACEPARENT = "traceparent"
-_FORM = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+_FORM = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 _random = random.Random()  # noqa: S311 (ids need to differ, not to be secret)
 
 
-class CallContext(NamedTuple):
+@dataclass(slots=True)
+class CallContext:
     """The call that is being handled."""
 
     trace_id: str
@@ -34,13 +35,10 @@ current: ContextVar[CallContext | None] = ContextVar("rollcall_call", default=No
 def incoming(traceparent: str | bytes | None, expires: float | None) -> CallContext:
     """Return the context of a call that has come in; with a new trace when it brought none, or one out of form."""
     if isinstance(traceparent, str) and (found := _FORM.fullmatch(traceparent)):
-        return CallContext(found[1], found[3], expires)
+        return CallContext(found[1], found[2], expires)
     return CallContext(f"{_random.getrandbits(128):032x}", "01", expires)
 
 
-def outgoing() -> str:
-    """Return the traceparent for a call that goes out: of the trace being handled, or of a new one."""
-    call = current.get()
-    if call is None:
-        return f"00-{_random.getrandbits(128):032x}-{_random.getrandbits(64):016x}-01"
+def outgoing(call: CallContext) -> str:
+    """Return the traceparent for a call that is made for the one being handled."""
     return f"00-{call.trace_id}-{_random.getrandbits(64):016x}-{call.flags}"

@@ -10,32 +10,34 @@ from typing import Any, Literal
 CALLS = logging.getLogger("rollcall.calls")
 """The logger of the lines about calls, all at level INFO. Above that level it is silent."""
 
-FLUSH = 0.1  # seconds that a call's line may wait for others to be written with
+FLUSH = 0.02  # seconds that a call's line may wait for others to be written with
 
 
 def configure(form: Literal["text", "json"], level: str, instance: str) -> None:
     """Send all logs to standard error, in the given form, from `level` up."""
     handler = Stderr(Json(instance) if form == "json" else Text(instance))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Nothing here shows the thread, process or source line, and finding them out for each call would cost as much as
+    _installed[:] = [handler]
+    # Nothing here shows the thread, process or source line, and finding them out for each record would cost as much as
     # writing the line: https://docs.python.org/3/howto/logging.html#optimization
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
-    logging._srcfile = None  # type: ignore[attr-defined]  # noqa: SLF001 (the switch that page names)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined,unused-ignore]  # (since Python 3.12)
+    logging._srcfile = None  # type: ignore[attr-defined,unused-ignore]  # noqa: SLF001 (the switch that page names)
 
 
 def call(path: str, code: str, seconds: float, trace: str) -> None:
     """Log a call that has been handled; to be called on the event loop.
 
-    A log record and a write of its own would cost a call as cheap as an addition a third of its time. So the line goes
-    straight to the handler that `configure` has installed. Where other handlers are, they get a record like any other.
+    A record and a write for each would cost more than all else that is done about a call. So calls are only noted here,
+    and become lines many at a time: within `FLUSH` seconds, before any other line, and at exit. A process that is
+    killed loses those of its last moment. Where others have added a handler, calls are records like any other.
     """
-    if not CALLS.isEnabledFor(logging.INFO):
-        return
-    match logging.root.handlers:
-        case [Stderr() as handler]:
-            handler.call(path, code, seconds, trace)
-        case _:
-            CALLS.info(path, extra={"call": {"code": code, "ms": round(seconds * 1000, 2), "trace": trace}})
+    if _installed and logging.root.handlers == _installed:
+        if not _calls:
+            asyncio.get_running_loop().call_later(FLUSH, _installed[0].flush)
+        _calls.append((time.time(), path, code, seconds, trace))
+    else:
+        CALLS.info(path, extra={"call": {"code": code, "ms": round(seconds * 1000, 2), "trace": trace}})
 
 
 class Text(logging.Formatter):
@@ -91,39 +93,32 @@ class Json(Text):
 
 
 class Stderr(logging.StreamHandler[Any]):
-    """Standard error. Lines about calls gather for a moment, and are written in one go.
-
-    They are written before any other line, so that the order is kept; and at exit, when `logging` flushes its handlers.
-    A process that is killed loses those of its last moment.
-    """
+    """Standard error; calls that were noted before another line come before it."""
 
     def __init__(self, form: Text) -> None:
         super().__init__(sys.stderr)
         self.setFormatter(form)
         self._form = form
-        self._calls: list[str] = []
 
-    def call(self, path: str, code: str, seconds: float, trace: str) -> None:
-        """Log a call that has been handled; on the event loop's thread."""
-        if not self._calls:
-            asyncio.get_running_loop().call_later(FLUSH, self.flush)
-        self._calls.append(self._form.call(time.time(), path, code, seconds, trace))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._write_calls()
-        super().emit(record)
+    def handle(self, record: logging.LogRecord) -> bool:
+        self.flush()
+        return super().handle(record)
 
     def flush(self) -> None:
-        with self.lock:
-            self._write_calls()
+        """Write the lines of the calls noted until now. `logging` asks for it after each line and at exit."""
+        self.acquire()
+        try:
+            calls = _calls.copy()
+            del _calls[: len(calls)]  # and no more: others may be noted meanwhile, for this may be on any thread
+            if calls and CALLS.isEnabledFor(logging.INFO):
+                self.stream.write("".join([f"{self._form.call(*each)}\n" for each in calls]))
             super().flush()
+        finally:
+            self.release()
 
-    def _write_calls(self) -> None:
-        """Write the lines there are. More may be added meanwhile: `emit` comes from any thread, with the lock held."""
-        count = len(self._calls)
-        if count:
-            self.stream.write("\n".join([*self._calls[:count], ""]))
-            del self._calls[:count]
+
+_installed: list[Stderr] = []
+_calls: list[tuple[float, str, str, float, str]] = []
 
 
 def _call(record: logging.LogRecord) -> dict[str, Any]:

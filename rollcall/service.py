@@ -12,10 +12,11 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
-from grpc_channelz.v1 import channelz
+import uvloop
+from grpc_channelz.v1 import channelz, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as aio_health
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from rollcall import logs
 from rollcall.probes import Probes
@@ -70,7 +71,9 @@ class Service:
         try:
             settings = load(ServiceSettings, sys.argv[1:] if argv is None else argv, program=self.name)
             logs.configure(settings.log_format, settings.log_level, settings.id or self.name)
-            asyncio.run(self._until_signalled(settings))
+            # uvloop takes a sixth off the price of a call that grpc.aio handles.
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._until_signalled(settings))
         except BadSettingError as error:
             print(f"{self.name}: {error}", file=sys.stderr)
             sys.exit(2)
@@ -112,9 +115,11 @@ class Service:
         for add_to_server, servicer in self._servicers:
             add_to_server(servicer, instrumented)
         health = _Health(instrumented.services)
-        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-        channelz.add_channelz_servicer(server)
-        reflection.enable_server_reflection([*instrumented.services, *STANDARD], server)
+        seldom: Any = _Seldom(server)
+        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, seldom)
+        channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), seldom)
+        names = [*instrumented.services, *STANDARD]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), seldom)
         await health.tell(process=True, services=False)
         address = settings.advertised()
 
@@ -180,6 +185,23 @@ class _Health:
         statuses = health_pb2.HealthCheckResponse
         for name, serving in {OVERALL: process, **dict.fromkeys(self._services, services)}.items():
             await self.servicer.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)
+
+
+class _Seldom:
+    """A grpc.aio server as those see it who add methods that are hardly ever called: to be looked up when they are.
+
+    Of a registered method grpc.aio awaits the next call beforehand, and begins anew to await all of them with each call
+    of any: the dozen methods that every instance serves beside its own would cost each call a few hundredths.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        """Leave it at the generic handlers."""
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, changes: "asyncio.Queue[T]", change: T) -> None:

@@ -45,22 +45,13 @@ def test_one_out_of_form_is_as_none_and_begins_a_new_trace(bad: str | bytes | No
 
 
 def test_what_goes_out_is_of_the_call_being_handled_with_a_span_of_its_own() -> None:
-    token = context.current.set(context.incoming(f"00-{TRACE}-{SPAN}-00", None))
-    try:
-        one, other = context.outgoing(), context.outgoing()
-    finally:
-        context.current.reset(token)
+    call = context.incoming(f"00-{TRACE}-{SPAN}-00", None)
+    one, other = context.outgoing(call), context.outgoing(call)
     assert one != other
     for each in (one, other):
         version, trace, span, flags = each.split("-")
         assert (version, trace, flags) == ("00", TRACE, "00")
         assert span != SPAN
-
-
-def test_outside_of_any_call_each_begins_a_trace() -> None:
-    one, other = context.outgoing(), context.outgoing()
-    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", one)
-    assert one.split("-")[1] != other.split("-")[1]
 
 
 def test_the_time_that_is_left() -> None:

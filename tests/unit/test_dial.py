@@ -494,7 +494,6 @@ def test_deadline_and_trace_go_along_the_chain(registry: rollcall.MemoryRegistry
     assert 1 < left_in_back < 3.1, "not the 60 of its channel"
 
 
-@pytest.mark.xfail(reason="the channel puts its own in its place", strict=True)
 def test_a_trace_that_the_caller_gives_is_kept(registry: rollcall.MemoryRegistry, name: str) -> None:
     seen = list[str]()
 
