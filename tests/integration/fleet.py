@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import socket
 import sys
 import time
 from collections import Counter
@@ -153,10 +152,3 @@ def holders(cluster: Cluster, instance: str) -> set[int]:
             if instance in requests.get(f"http://{address}/v1/agent/services", timeout=1).json():
                 found.add(n)
     return found
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port

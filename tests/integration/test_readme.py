@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.fleet import ROOT, Fleet, eventually, free_port
+from tests.integration.fleet import ROOT, Fleet, eventually
+from tests.waiting import free_port
 
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from socket import create_server
 from typing import Any, Self
@@ -236,6 +236,26 @@ def test_a_registry_that_is_not_there_is_told_of_within_the_deadline(name: str) 
     ):
         add(channel)
     assert address in details[0]
+
+
+def test_of_a_large_service_only_a_subset_is_called(registry: rollcall.MemoryRegistry, name: str) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Server()) for _ in range(6)]
+        for server in servers:
+            sign_up(registry, name, server.port)
+        channel = stack.enter_context(rollcall.dial_sync(name, registry=registry, subset=2))
+
+        def called() -> set[int]:
+            for _ in range(20):
+                add(channel)
+            return {server.port for server in servers if server.calls}
+
+        eventually("two of six are called", lambda: len(called()) == 2)
+        chosen = called()
+        gone = min(chosen)
+        registry.deregister(f"{name}-{gone}")
+        eventually("another takes the place of one that has gone", lambda: len(called()) == 3)
+        assert chosen < called()
 
 
 def test_a_service_that_loses_all_its_instances_keeps_them_for_a_while(
