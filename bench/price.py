@@ -120,7 +120,10 @@ def _load(ghz: Path, port: int, seconds: float) -> int:
     command += ["--duration", f"{seconds}s", "--duration-stop", "wait", "--format", "json", f"127.0.0.1:{port}"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "GOMAXPROCS": "1"}) as ghz_run:
         pin(ghz_run.pid, LOAD_CORE)
-        said = ghz_run.communicate(timeout=ANSWER_SECONDS)[0]
+        try:
+            said = ghz_run.communicate(timeout=ANSWER_SECONDS)[0]
+        finally:
+            ghz_run.kill()
     report = json.loads(said)
     if set(report["statusCodeDistribution"]) != {"OK"}:
         raise LocalError(f"expected every call of ghz to be OK, found {report['statusCodeDistribution']}")

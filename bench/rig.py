@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -61,7 +62,12 @@ class Child:
 
     def read(self) -> Any:
         """Return what its next line says."""
-        line = self._popen.stdout.readline() if self._popen.stdout else ""
+        hung = threading.Timer(ANSWER_SECONDS, self._popen.kill)  # which ends the line that is waited for
+        hung.start()
+        try:
+            line = self._popen.stdout.readline() if self._popen.stdout else ""
+        finally:
+            hung.cancel()
         if not line:
             raise LocalError(f"{self.name} should have answered, but ended; its log:\n{self.log.read_text()[-2000:]}")
         return json.loads(line)
@@ -120,5 +126,6 @@ class Rig:
 def pin(child: Child | int, core: int) -> None:
     """Keep a process on one core, where the system can: two that share their cores disturb each other's measurement."""
     process = psutil.Process(child) if isinstance(child, int) else child.process
-    if hasattr(process, "cpu_affinity") and (psutil.cpu_count() or 1) > 1:
-        process.cpu_affinity([core])
+    if hasattr(process, "cpu_affinity"):
+        allowed = psutil.Process().cpu_affinity()
+        process.cpu_affinity([allowed[core % len(allowed)]])

@@ -83,6 +83,9 @@ class _Metadata(grpc.aio.Metadata):
         return iter(self._pairs)
 
 
+_POSITIONS = ("timeout", "metadata", "credentials", "wait_for_ready", "compression")
+
+
 class _Method:
     """A method of a stub, of any of the four kinds: fills in what a call was not given, and makes it."""
 
@@ -94,20 +97,23 @@ class _Method:
         self._asynchronous = asynchronous
 
     def __call__(self, *request: Any, **arguments: Any) -> Any:
-        self._complete(arguments)
+        request = self._complete(request, arguments)
         return self._method(*request, **arguments)
 
     def with_call(self, *request: Any, **arguments: Any) -> Any:
         """Make the call and return the answer with the call itself; of sync channels only."""
-        self._complete(arguments)
+        request = self._complete(request, arguments)
         return self._method.with_call(*request, **arguments)
 
     def future(self, *request: Any, **arguments: Any) -> Any:
         """Start the call and return a future; of sync channels only."""
-        self._complete(arguments)
+        request = self._complete(request, arguments)
         return self._method.future(*request, **arguments)
 
-    def _complete(self, arguments: dict[str, Any]) -> None:
+    def _complete(self, request: tuple[Any, ...], arguments: dict[str, Any]) -> tuple[Any, ...]:
+        if len(request) > 1:  # gRPC takes the others by position as well
+            arguments.update(zip(_POSITIONS, request[1:], strict=False))
+            request = request[:1]
         timeout = arguments.get("timeout")
         if timeout is None:
             timeout = self._deadline
@@ -123,7 +129,8 @@ class _Method:
         arguments["timeout"] = timeout
         if arguments.get("wait_for_ready") is None:
             # A call that has reached no server yet can still be sent to any: it waits for one until its deadline.
-            arguments["wait_for_ready"] = True
+            arguments["wait_for_ready"] = timeout is not None
+        return request
 
 
 class _Dialled:

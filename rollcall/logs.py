@@ -33,9 +33,9 @@ def call(path: str, code: str, seconds: float, trace: str) -> None:
     killed loses those of its last moment. Where others have added a handler, calls are records like any other.
     """
     if _installed and logging.root.handlers == _installed:
-        if not _calls:
-            asyncio.get_running_loop().call_later(FLUSH, _installed[0].flush)
         _calls.append((time.time(), path, code, seconds, trace))
+        if len(_calls) == 1:
+            asyncio.get_running_loop().call_later(FLUSH, _installed[0].flush)
     else:
         CALLS.info(path, extra={"call": {"code": code, "ms": round(seconds * 1000, 2), "trace": trace}})
 

@@ -1,6 +1,7 @@
 """The plain HTTP port: /metrics for Prometheus, /livez and /readyz for whoever asks by HTTP."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -57,8 +58,11 @@ class Probes:
             def log_message(self, *_: object) -> None:
                 """Stay quiet: probes come every second."""
 
-        self._server = ThreadingHTTPServer(address, Handler)
-        self._server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+            daemon_threads = True
+
+        self._server = Server(address, Handler)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
         self._thread.start()

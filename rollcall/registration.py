@@ -11,6 +11,7 @@ from rollcall.registry import Check, DuplicateInstanceError, Instance, Registry,
 log = logging.getLogger(__name__)
 
 BACKOFF = (0.1, 1.0)  # seconds: the first and the longest pause after a failed attempt
+DEAD_WITHIN = 10.0  # seconds that Consul may take to find out that a server of its own is dead
 
 
 class Registration:
@@ -31,6 +32,8 @@ class Registration:
         self._on_change = on_change
         self._closed = threading.Event()
         self._writing = threading.Lock()
+        self._failures = 0
+        self._refused_since: float | None = None
         self._thread = threading.Thread(target=self._hold, name=f"registration {instance.id}", daemon=True)
 
     def start(self) -> None:
@@ -48,44 +51,57 @@ class Registration:
         self._thread.join(timeout=5)
 
     def _hold(self) -> None:
-        # A predecessor that was killed passes until its next check: only one that still does after that is alive.
-        check = self._check
-        patience = check.ttl if isinstance(check, TtlCheck) else check.interval + check.timeout
-        refused_since: float | None = None
-        failures = 0
         while not self._closed.is_set():
             try:
-                if not self._register():
-                    return
-                self._on_change(True)  # noqa: FBT003
-                log.info("%s is registered in %s", self._instance.id, self._registry)
-                while self._registry.confirm(self._instance):
-                    failures, refused_since = 0, None
-                    if self._closed.is_set():
-                        return
-                lost = "it is no longer there"
+                self._stand()
             except DuplicateInstanceError as error:
-                refused_since = refused_since or time.monotonic()
-                if time.monotonic() - refused_since > patience + 1:
-                    self._on_change(error)
+                if self._give_way(error):
                     return
-                self._closed.wait(BACKOFF[1] / 2)
-                continue
             except RegistryError as error:
-                lost = str(error)
-            if self._closed.is_set():
-                return
-            self._on_change(False)  # noqa: FBT003
-            if not failures:  # said once, until it stands again
-                log.warning("%s is not registered, trying again until it is: %s", self._instance.id, lost)
-            else:
-                pause = min(BACKOFF[0] * 2 ** min(failures, 10), BACKOFF[1])
-                self._closed.wait(pause * random.uniform(0.5, 1))  # noqa: S311 (spreads attempts, guards nothing)
-            failures += 1
+                self._lose(str(error))
+            except Exception:  # whatever it is, an instance that gave up here would never be found again
+                log.exception("%s: the registration failed in a way that was not foreseen", self._instance.id)
+                self._lose("see above")
 
-    def _register(self) -> bool:
+    def _stand(self) -> None:
+        """Register, and confirm the registration for as long as it stands."""
         with self._writing:
             if self._closed.is_set():
-                return False
+                return
             self._registry.register(self._instance, self._check, passing=True)
+        self._on_change(True)  # noqa: FBT003
+        log.info("%s is registered in %s", self._instance.id, self._registry)
+        while self._registry.confirm(self._instance):
+            self._failures, self._refused_since = 0, None
+            if self._closed.is_set():
+                return
+        self._lose("it is no longer there")
+
+    def _lose(self, reason: str) -> None:
+        """Tell that the registration does not stand, and wait before the next attempt."""
+        if self._closed.is_set():
+            return
+        self._refused_since = None
+        self._on_change(False)  # noqa: FBT003
+        if not self._failures:  # said once, until it stands again
+            log.warning("%s is not registered, trying again until it is: %s", self._instance.id, reason)
+        else:
+            self._closed.wait(min(BACKOFF[0] * 2 ** min(self._failures, 10), BACKOFF[1]) * random.uniform(0.5, 1))  # noqa: S311 (spreads attempts, guards nothing)
+        self._failures += 1
+
+    def _give_way(self, error: DuplicateInstanceError) -> bool:
+        """Say whether the other instance with this id is there to stay."""
+        # A predecessor that was killed passes until its next check, or, if the server that checked it died as well,
+        # until the cluster has found that out: only one that still passes after that is alive.
+        ttl_or_check = (
+            self._check.ttl if isinstance(self._check, TtlCheck) else self._check.interval + self._check.timeout
+        )
+        patience = max(DEAD_WITHIN, ttl_or_check)
+        if self._refused_since is None:
+            self._refused_since = time.monotonic()
+            log.warning("%s; waiting up to %g s for it to go", error, patience)
+        if time.monotonic() - self._refused_since > patience:
+            self._on_change(error)
             return True
+        self._closed.wait(BACKOFF[1] / 2)
+        return False

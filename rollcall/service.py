@@ -112,8 +112,12 @@ class Service:
         instance_id = settings.id or f"{self.name}-{socket.gethostname()}-{port}"
         telemetry = Telemetry(self.name, instance_id, settings.version)
         instrumented = telemetry.instrument(server)
-        for add_to_server, servicer in self._servicers:
+        for number, (add_to_server, servicer) in enumerate(self._servicers, start=1):
             add_to_server(servicer, instrumented)
+            if len(instrumented.services) < number:
+                raise TypeError(
+                    f"expected {add_to_server} to add a contract's methods; generate it by grpcio-tools >= 1.66"
+                )
         health = _Health(instrumented.services)
         seldom: Any = _Seldom(server)
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, seldom)
@@ -161,12 +165,11 @@ class Service:
 
             # Drain: tell everybody, give callers time to hear of it, finish what is in flight.
             log.info("%s drains: %s", instance.id, "asked to stop" if refusal is None else "its id is taken")
+            ready.clear()
             await health.tell(process=False, services=False)
             if refusal is None:  # an id that is somebody else's is not ours to remove
                 await asyncio.to_thread(registration.close)
                 telemetry.registered.set(0)
-            if ready.is_set():
-                ready.clear()
                 await asyncio.sleep(settings.drain)
             await server.stop(settings.grace)
             log.info("%s has ended", instance.id)

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict, SettingsError
@@ -107,7 +108,7 @@ class ServiceSettings(ConsulSettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 in a container")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="port to listen on; 0: any that is free")
     advertise: str = Field(
-        "", description="address that others reach this instance at; default: --host, or of this machine"
+        "", description="address that others reach this instance at; default: --host, or the one towards Consul"
     )
     http_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         0, description="port for /metrics, /livez and /readyz; 0: any that is free"
@@ -135,8 +136,13 @@ class ServiceSettings(ConsulSettings):
             return self.advertise
         if self.host not in ("0.0.0.0", "::"):  # noqa: S104 (compared with, not bound)
             return self.host
+        server = urlsplit(self.consul[0] if "://" in self.consul[0] else f"//{self.consul[0]}")
         try:
-            return socket.gethostbyname(socket.gethostname())
+            # The host's name would often stand for a loopback address. UDP's connect sends nothing.
+            (family, kind, _, _, there), *_ = socket.getaddrinfo(server.hostname, server.port, type=socket.SOCK_DGRAM)
+            with socket.socket(family, kind) as probe:
+                probe.connect(there)
+                return str(probe.getsockname()[0])
         except OSError as error:
             raise BadSettingError(
                 f"--advertise ({PREFIX}ADVERTISE): this machine's own address cannot be found ({error}): give one"
@@ -158,12 +164,13 @@ def load(
         )
         return kind(_cli_settings_source=source, **(overrides or {}))
     except ValidationError as error:
-        raise BadSettingError("; ".join(_complaint(each) for each in error.errors())) from None
+        flags = argv is not None
+        raise BadSettingError("; ".join(_complaint(each, flags=flags) for each in error.errors())) from None
     except SettingsError as error:
         raise BadSettingError(f"{error}; --help lists the settings") from None
 
 
-def _complaint(error: Any) -> str:
+def _complaint(error: Any, *, flags: bool) -> str:
     name = ".".join(str(part) for part in error["loc"])
-    flag, variable = f"--{name.replace('_', '-')}", f"{PREFIX}{name.upper()}"
-    return f"setting {flag} ({variable}): {error['msg']}; found {error['input']!r}"
+    shown = f"--{name.replace('_', '-')}" if flags else name
+    return f"setting {shown} ({PREFIX}{name.upper()}): {error['msg']}; found {error['input']!r}"

@@ -42,6 +42,10 @@ PATIENCE = 0.5
 """The share of the default deadline after which a registry that has not answered is given up on, for now."""
 
 
+SECOND_LOOK = 1.0
+"""The seconds for which a service that had no instances when it was dialled may still get some before calls fail."""
+
+
 class Bridge:
     """The xDS server, and the services that this process has dialled. One per process: see `bridge`."""
 
@@ -62,14 +66,15 @@ class Bridge:
         """Return the service to make a channel for, watched from now on. To be released when the channel is closed."""
         key = xds.key_of(name, tag)
         with self._lock:
-            for number in itertools.count(
-                1
-            ):  # the same name, from another registry or with other settings, is another key
-                numbered = key if number == 1 else f"{key}~~~{number}"
+            # The same name, from another registry or with other settings, is another key.
+            for numbered in itertools.chain([key], (f"{key}~~~{number}" for number in itertools.count(2))):
                 service = self._services.get(numbered)
                 if service is None or not service.channels:
                     service = Service(numbered, name, tag, registry, settings, self._caller, self._changed)
                     self._services[numbered] = service
+                    for changes in self._streams:  # the C core may still have what a former one with this key was
+                        changes.put(xds.LISTENER)
+                        changes.put(xds.CLUSTER)
                 if service.registry is registry and service.settings == settings:
                     service.channels += 1
                     return service
@@ -138,7 +143,7 @@ class Service:
         self._caller, self._changed = caller, changed
         self._idempotent: frozenset[str] = frozenset()
         self._targets: list[tuple[str, int, int]] | None = None  # None until the registry, or our patience, has spoken
-        self._answered = False
+        self._answered = self._closed = False
         self._explainer: _Explainer | None = None
         self._lock = threading.Lock()
         self._watch = registry.watch(name, tag)
@@ -169,21 +174,28 @@ class Service:
         """Stop watching."""
         self._watch.close()
         with self._lock:
+            self._closed = True
             self._giving_up.cancel()
             self._explain(needed=False)
 
     def _follow(self) -> None:
         for instances in self._watch:
-            self._update(instances)
+            try:
+                self._update(instances)
+            except Exception:  # whatever it is, a watch that ended here would leave its callers in the past
+                log.exception("a change of %r could not be taken over", self.name)
 
     def _update(self, instances: tuple[Instance, ...]) -> None:
         log.debug("%r passes at %s", self.name, ", ".join(each.target for each in instances) or "no instance")
-        targets = [
-            (address, instance.port, instance.weight)
-            for instance in subset(instances, self._caller, self.settings.subset)
-            if (address := _resolve(instance))
-        ]
+        # gRPC refuses a list that has an endpoint twice, as when an instance got the address of one that still passes.
+        weights: dict[tuple[str, int], int] = {}
+        for instance in subset(instances, self._caller, self.settings.subset):
+            if address := _resolve(instance):
+                weights.setdefault((address, instance.port), instance.weight)
+        targets = [(address, port, weight) for (address, port), weight in weights.items()]
         with self._lock:
+            if self._closed:
+                return
             self._answered = True
             self._giving_up.cancel()
             if targets:
@@ -196,18 +208,24 @@ class Service:
                 )
                 self._giving_up = self._timer(self.settings.empty_grace)
                 return
+            elif self._targets is None:
+                # Just dialled, perhaps just registered: a server may be a moment behind the one that took it.
+                self._giving_up = self._timer(min(SECOND_LOOK, PATIENCE * self.settings.deadline))
+                return
             else:
                 self._explain(needed=True)
         self._changed(xds.ENDPOINTS)
 
     def _timer(self, seconds: float) -> threading.Timer:
-        timer = threading.Timer(seconds, self._give_up)
+        timer = threading.Timer(seconds, lambda: self._give_up(timer))
         timer.daemon = True
         timer.start()
         return timer
 
-    def _give_up(self) -> None:
+    def _give_up(self, timer: threading.Timer) -> None:
         with self._lock:
+            if self._closed or timer.finished.is_set():  # cancelled while it waited for the lock
+                return
             self._explain(needed=True)
         self._changed(xds.ENDPOINTS)
 
@@ -344,6 +362,6 @@ def _resolve(instance: Instance) -> str:
         pass
     try:
         return str(socket.getaddrinfo(instance.address, instance.port, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
         log.warning("instance %s of %r is left out: %s: %s", instance.id, instance.name, instance.address, error)
         return ""

@@ -47,11 +47,12 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 1.0  # seconds; a server is near, or it is no use
 ANSWER_TIMEOUT = 2.0  # seconds, on top of what a blocking query asks the server to wait
-CONFIRM_WAIT = 1  # seconds; how long `confirm` lets the server hold its question
+CONFIRM_WAIT = 1.0  # seconds; how long `confirm` lets the server hold its question
 WATCH_WAIT = 10  # seconds; bounds how long a server that hangs can keep a watch in the dark
 REAP_AFTER = "1m"  # Consul's minimum. Until then a dead instance stays listed as critical, and is filtered out here
 BACKOFF = (0.1, 2.0)  # seconds: the first and the longest pause after no server has answered
-UNLISTED_PAUSE = 0.2  # seconds for an agent to pass a registration on to the cluster
+LISTED_WITHIN = 1.0  # seconds for an agent to pass a registration on to the cluster
+MAX_STALE = "10s"  # how far a server's answers may be behind the cluster
 LISTED_FOR = 10.0  # seconds for which a look at the cluster's list is good
 GHOST_RETRY = 2.0  # seconds between attempts to clean a server that cannot be reached
 
@@ -88,6 +89,7 @@ class ConsulRegistry:
         self._homes: dict[str, _Home] = {}
         self._ghosts: dict[str, dict[_Server, float]] = {}  # where an id may linger, and when to look again
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
 
     def __str__(self) -> str:
         return f"Consul at {', '.join(str(server) for server in self._servers)}"
@@ -96,13 +98,14 @@ class ConsulRegistry:
         def attempt(server: _Server) -> None:
             self._refuse_duplicate(server, instance)
             payload = _payload(instance, check, passing=passing)
-            home = _Home(server, payload, beats=isinstance(check, TtlCheck))
-            home.sign_up()
+            home = _Home(server, payload, ttl=check.ttl if isinstance(check, TtlCheck) else None)
+            home.register()
             home.node = server.node_of(instance.id)
-            home.beat(instance.id)
+            home.heartbeat(instance.id)
             with self._lock:
                 self._homes[instance.id] = home
                 self._ghosts[instance.id] = {other: 0.0 for other in self._servers if other is not server}
+            home.await_listing(instance)
 
         self._ask(attempt)
 
@@ -111,16 +114,15 @@ class ConsulRegistry:
             home = self._homes.get(instance.id)
         if home is None:
             return False
-        self._clean_one(instance.id)
-        home.beat(instance.id)
+        home.heartbeat(instance.id)
+        self._clean(instance.id)
         if not home.listed(instance):
-            time.sleep(UNLISTED_PAUSE)
-            if not home.listed(instance):
-                # The agent has it and could not tell the cluster, for want of a leader. By itself it would try again
-                # in a minute; being told again, it does so at once.
-                home.sign_up()
-            return True
-        found = home.server.service(instance.id, unchanged_from=home.content)
+            # The agent has it and has not told the cluster. By itself it would try again in a minute.
+            with self._writing:
+                if self._homes.get(instance.id) is home:  # else it has been deregistered meanwhile
+                    home.register()
+            home.await_listing(instance)
+        found = home.server.service(instance.id, unchanged_from=home.content, wait=home.wait)
         if found is None:
             return False
         home.content = found["ContentHash"]
@@ -138,11 +140,12 @@ class ConsulRegistry:
                 return error
             return None
 
-        with self._lock:
-            self._homes.pop(instance_id, None)
-            self._ghosts.pop(instance_id, None)
-        with ThreadPoolExecutor(len(self._servers)) as pool:
-            errors = list(pool.map(remove, self._servers))
+        with self._writing:
+            with self._lock:
+                self._homes.pop(instance_id, None)
+                self._ghosts.pop(instance_id, None)
+            with ThreadPoolExecutor(len(self._servers)) as pool:
+                errors = list(pool.map(remove, self._servers))
         if all(errors):
             raise _unavailable([error for error in errors if error])
 
@@ -178,20 +181,29 @@ class ConsulRegistry:
                 if holder.id == instance.id and holder.target != instance.target:
                     raise DuplicateInstanceError(_duplicate(instance.id, name, holder.target))
 
-    def _clean_one(self, instance_id: str) -> None:
-        """Remove the id from one server that is not its home: it may have been there before, or come back with it."""
+    def _clean(self, instance_id: str) -> None:
+        """Remove the id from servers that are not its home: it may have been there before, or come back with them."""
         now = time.monotonic()
         with self._lock:
-            due = [server for server, when in self._ghosts.get(instance_id, {}).items() if when <= now]
+            ghosts = self._ghosts.get(instance_id, {})
+            due = [server for server, when in ghosts.items() if when <= now]
+            ghosts.update(dict.fromkeys(due, float("inf")))
+
+        def clean() -> None:
+            for server in due:
+                with self._lock:
+                    home = self._homes.get(instance_id)
+                if home and home.server is server:  # it has moved here since
+                    continue
+                try:
+                    server.deregister(instance_id)
+                except RegistryError:
+                    with self._lock:
+                        ghosts[server] = time.monotonic() + GHOST_RETRY
+
         if due:
-            try:
-                due[0].deregister(instance_id)
-            except RegistryError:
-                with self._lock:
-                    self._ghosts[instance_id][due[0]] = now + GHOST_RETRY
-            else:
-                with self._lock:
-                    self._ghosts[instance_id].pop(due[0], None)
+            # On a thread of its own: a server that hangs must not keep the home from being confirmed.
+            threading.Thread(target=clean, name=f"ghosts of {instance_id}", daemon=True).start()
 
 
 class ConsulWatch:
@@ -250,7 +262,7 @@ class _Http(consul.std.HTTPClient):  # type: ignore[misc]
     def get(self, callback: Callable[[Any], T], path: str, params: Any = None, **_: Any) -> T:
         if path.startswith(("/v1/health/", "/v1/catalog/")):
             # Any server may answer, with or without a leader: while one is elected, discovery goes on.
-            params = [*(params or []), ("stale", "")]
+            params = [*(params or []), ("stale", ""), ("max_stale", MAX_STALE)]
         return self._send("GET", callback, path, params)
 
     def put(self, callback: Callable[[Any], T], path: str, params: Any = None, data: Any = "", **_: Any) -> T:
@@ -259,13 +271,16 @@ class _Http(consul.std.HTTPClient):  # type: ignore[misc]
     def _send(self, method: str, callback: Callable[[Any], T], path: str, params: Any, data: Any = "") -> T:
         held = float(dict(params or ()).get("wait", "0s").rstrip("s"))
         timeout = (CONNECT_TIMEOUT, held * 17 / 16 + ANSWER_TIMEOUT)  # Consul adds up to a sixteenth
+        token = self._read_token()
         try:
-            token = Path(self._token_file).read_text().strip() if self._token_file else self._token
-        except OSError as error:
-            raise RegistryError(f"the Consul token's file cannot be read: {error}") from None
-        headers = {"X-Consul-Token": token} if token else {}
-        try:
-            answer = self.session.request(method, self.uri(path, params), data=data, headers=headers, timeout=timeout)
+            answer = self.session.request(
+                method,
+                self.uri(path, params),
+                data=data,
+                headers={"X-Consul-Token": token} if token else {},
+                timeout=timeout,
+                allow_redirects=False,  # which would take the token along
+            )
             response = self.response(answer)
         except requests.RequestException as error:
             raise RegistryUnavailableError(f"{self.base_uri}: {_reason(error)}") from None
@@ -276,12 +291,24 @@ class _Http(consul.std.HTTPClient):  # type: ignore[misc]
             raise RegistryError(f"{said}: is the ACL token set, and does its policy allow this?")
         if response.code == 429 or response.code >= 500:  # noqa: PLR2004 (too busy, or without a leader: ask another)
             raise RegistryUnavailableError(said)
-        if response.code >= 400 and response.code != 404:  # noqa: PLR2004 (what is not there is an answer)
+        if response.code >= 300 and response.code != 404:  # noqa: PLR2004 (what is not there is an answer)
             raise RegistryError(said)
         try:
             return callback(response)
         except (KeyError, ValueError, consul.ConsulException) as error:
             raise RegistryUnavailableError(f"{self.base_uri}: does not answer as Consul does ({error!r})") from None
+
+    def _read_token(self) -> str:
+        try:
+            token = Path(self._token_file).read_text().strip() if self._token_file else self._token
+        except (OSError, UnicodeDecodeError) as error:
+            raise RegistryError(f"the Consul token's file {self._token_file} cannot be read: {error}") from None
+        if not (token.isascii() and token.isprintable()):  # requests would show it in its own complaint
+            raise RegistryError(
+                f"expected the Consul token to be one line of printable ASCII, in {self._token_file or 'the setting'}; "
+                f"found something else, which is not shown here"
+            )
+        return token
 
 
 class _Server(consul.Consul):  # type: ignore[misc]
@@ -325,22 +352,24 @@ class _Server(consul.Consul):  # type: ignore[misc]
 
     def names_of(self, instance_id: str) -> set[str]:
         """Return the names of the services that have a passing instance under this id, on whichever server."""
-        checks = self.http.get(_ok, "/v1/health/state/passing", params=[("filter", _is_of(instance_id))])
-        return {check["ServiceName"] for check in json.loads(checks.body)}
+        checks = self.http.get(_json, "/v1/health/state/passing", params=[("filter", _is_of(instance_id))])
+        return {check["ServiceName"] for check in checks or ()}
 
-    def service(self, instance_id: str, unchanged_from: str = "") -> dict[str, Any] | None:
+    def service(self, instance_id: str, unchanged_from: str, wait: float) -> dict[str, Any] | None:
         """Return what this server's agent has under an id; given a hash, once it differs or the wait is over."""
-        params = [("hash", unchanged_from), ("wait", f"{CONFIRM_WAIT}s")] if unchanged_from else []
-        response = self.http.get(_ok, f"/v1/agent/service/{quote(instance_id, safe='')}", params=params)
-        return None if response.code == 404 else json.loads(response.body)  # noqa: PLR2004
+        params = [("hash", unchanged_from), ("wait", f"{wait}s")] if unchanged_from else []
+        found: dict[str, Any] | None = self.http.get(
+            _json, f"/v1/agent/service/{quote(instance_id, safe='')}", params=params
+        )
+        return found
 
     def node_of(self, instance_id: str) -> str:
         """Return the name of this server's node, as the check of one of its registrations has it.
 
         /v1/agent/self has it too, but a service's token usually may not read that.
         """
-        checks = self.http.get(_ok, "/v1/agent/checks", params=[("filter", _is_of(instance_id))])
-        return next((str(check["Node"]) for check in json.loads(checks.body).values()), "")
+        checks = self.http.get(_json, "/v1/agent/checks", params=[("filter", _is_of(instance_id))])
+        return next((str(check["Node"]) for check in (checks or {}).values()), "")
 
     def deregister(self, instance_id: str) -> None:
         """Remove an id from this server's agent. Harmless when it is not there."""
@@ -353,15 +382,28 @@ class _Home:
 
     server: _Server
     payload: str
-    beats: bool
-    """Whether the check is a TTL check, which passes because the instance says so."""
+    ttl: float | None
+    """Seconds, for a TTL check, which passes because the instance says so."""
     node: str = ""
     content: str = ""
     """A hash of the registration when it was last seen."""
     _listed_until: float = 0.0
 
-    def sign_up(self) -> None:
-        self.server.http.put(_ok, "/v1/agent/service/register?replace-existing-checks=1", data=self.payload)
+    @property
+    def wait(self) -> float:
+        """The seconds from one confirmation to the next."""
+        return CONFIRM_WAIT if self.ttl is None else min(CONFIRM_WAIT, self.ttl / 3)
+
+    def register(self) -> None:
+        self.server.http.put(_done, "/v1/agent/service/register?replace-existing-checks=1", data=self.payload)
+
+    def await_listing(self, instance: Instance) -> None:
+        """Wait until the cluster's list has it; raise RegistryUnavailableError if that does not come."""
+        deadline = time.monotonic() + LISTED_WITHIN
+        while not self.listed(instance):
+            if time.monotonic() > deadline:
+                raise RegistryUnavailableError(f"{self.server} has taken the registration, but the cluster has not")
+            time.sleep(LISTED_WITHIN / 20)
 
     def listed(self, instance: Instance) -> bool:
         """Say whether the cluster's list has what this server's agent has."""
@@ -373,8 +415,8 @@ class _Home:
             self._listed_until = time.monotonic() + LISTED_FOR
         return True
 
-    def beat(self, instance_id: str) -> None:
-        if self.beats:
+    def heartbeat(self, instance_id: str) -> None:
+        if self.ttl is not None:
             self.server.agent.check.ttl_pass(f"service:{quote(instance_id, safe='')}")
 
 
@@ -383,19 +425,26 @@ def _is_of(instance_id: str) -> str:
     return f"ServiceID == {json.dumps(instance_id) if '`' in instance_id else f'`{instance_id}`'}"
 
 
-def _ok(response: Any) -> Any:
-    return response
+def _json(response: Any) -> Any:
+    """Return what an answer says; None where there is nothing."""
+    return None if response.code == 404 else json.loads(response.body)  # noqa: PLR2004
+
+
+def _done(response: Any) -> None:
+    if response.code == 404:  # noqa: PLR2004
+        raise ValueError("404 to a registration")
 
 
 def _base_uri(address: str, *, https: bool) -> str:
     uri = address if "://" in address else f"{'https' if https else 'http'}://{address}"
     parts = urlsplit(uri)
     try:
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port and "@" not in parts.netloc
     except ValueError:
         valid = False
     if not valid:
-        raise ValueError(f"expected a Consul server as HOST:PORT, such as 127.0.0.1:8500; found {address!r}")
+        shown = address.rpartition("@")[2]  # what stands before it may be a secret
+        raise ValueError(f"expected a Consul server as HOST:PORT, such as 127.0.0.1:8500; found {shown!r}")
     return f"{parts.scheme}://{parts.netloc}"
 
 

@@ -468,7 +468,7 @@ def test_without_the_right_token_the_error_says_what_to_do(strict: Strict, token
 def test_the_token_s_file_is_read_again(strict: Strict, tmp_path: Path) -> None:
     file = tmp_path / "token"
     registry = ConsulRegistry([strict.http], token_file=str(file))
-    with pytest.raises(RegistryError, match="token's file cannot be read"):
+    with pytest.raises(RegistryError, match=r"token's file .* cannot be read"):
         registry.services()
     file.write_text("5f4c1a2e-0000-4000-8000-00000000dead\n")
     with pytest.raises(RegistryError, match="403"):

@@ -157,7 +157,8 @@ def test_what_an_instance_offers(
     )
 
     # Health, of the service and overall.
-    assert (one.health(SUM), one.health("")) == (SERVING, SERVING)
+    eventually("it is ready", lambda: one.health(SUM) == SERVING)
+    assert one.health("") == SERVING
     with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
         one.health("unknown.v1.Service")
 
@@ -238,7 +239,7 @@ def test_without_consul_it_is_alive_and_not_ready_until_consul_is_there(
     assert "rollcall_registered 0.0" in one.http("/metrics").text
     cluster.start()
     eventually("it passes", lambda: quiet(lambda: passing(registry, "early")), 20)
-    assert one.http("/readyz").status_code == 200
+    eventually("it is ready", lambda: one.http("/readyz").status_code == 200)
     assert one.health(SUM) == SERVING
     assert one.log.count("is not registered") == 1, "said once, not at every attempt"
 

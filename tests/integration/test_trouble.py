@@ -4,6 +4,7 @@ import asyncio
 import functools
 import time
 from collections import Counter
+from collections.abc import Awaitable
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
 
@@ -13,7 +14,7 @@ import rollcall
 from contracts.person.v1 import person_pb2, person_pb2_grpc
 from contracts.sum.v1 import sum_pb2, sum_pb2_grpc
 from rollcall import context
-from tests.integration.fleet import CALLS, Call, Fleet, eventually, holders, load
+from tests.integration.fleet import CALLERS, CALLS, Call, Fleet, eventually, holders, load
 
 pytestmark = pytest.mark.trouble
 
@@ -24,6 +25,19 @@ def add(channel: rollcall.Channel) -> Call:
     """Return the call that the tests make: of a method that may be tried again."""
     stub = sum_pb2_grpc.SumServiceStub(channel)
     return lambda: stub.Add(sum_pb2.AddRequest(num1=333, num2=666))
+
+
+def do(channel: rollcall.Channel, traces: list[str]) -> Call:
+    """Return a call of a method that must not run twice; `traces` gets what to find it by in the instances' logs."""
+    stub = person_pb2_grpc.PersonServiceStub(channel)
+
+    def call() -> Awaitable[person_pb2.Person]:
+        handled = context.incoming(None, None)
+        context.current.set(handled)
+        traces.append(handled.trace_id)
+        return stub.Do(person_pb2.Person(name="李白", age=333))
+
+    return call
 
 
 def listed(fleet: Fleet) -> list[str]:
@@ -72,22 +86,15 @@ def test_a_rolling_restart(fleet: Fleet, report: list[str]) -> None:
         async with (
             rollcall.dial("sum", registry=fleet.registry) as sums,
             rollcall.dial("person", registry=fleet.registry) as persons,
+            load(add(sums)) as adding,
+            load(do(persons, traces)) as doing,
         ):
-            person = person_pb2_grpc.PersonServiceStub(persons)
-
-            def do() -> object:
-                call = context.incoming(None, None)
-                context.current.set(call)  # the trace by which to find this very call in the instances' logs
-                traces.append(call.trace_id)
-                return person.Do(person_pb2.Person(name="李白", age=333))
-
-            async with load(add(sums)) as adding, load(do) as doing:  # type: ignore[arg-type]
-                for instances in zip(SUMS, people, strict=True):
-                    await asyncio.gather(*(asyncio.to_thread(fleet.stop, instance) for instance in instances))
-                    for instance in instances:
-                        fleet.start(instance)
-                    for name in ("sum", "person"):
-                        await fleet.pass_all(name, 3)
+            for instances in zip(SUMS, people, strict=True):
+                await asyncio.gather(*(asyncio.to_thread(fleet.stop, instance) for instance in instances))
+                for instance in instances:
+                    fleet.start(instance)
+                for name in ("sum", "person"):
+                    await fleet.pass_all(name, 3)
         report.append(str(adding))
         report.append(f"not idempotent: {doing}")
         assert not adding.failed, adding.failed[:3]
@@ -151,6 +158,47 @@ def test_the_server_of_a_registration_is_killed(fleet: Fleet, report: list[str])
         report.append(f"{tally}; registered elsewhere after {moved:.2f} s, no ghost {cleaned:.2f} s after its return")
         assert moved < 3
         assert not tally.failed, tally.failed[:3]
+
+    asyncio.run(scenario())
+
+
+def test_the_server_of_a_registration_freezes(fleet: Fleet, report: list[str]) -> None:
+    async def scenario() -> None:
+        await started(fleet, *SUMS)
+        async with rollcall.dial("sum", registry=fleet.registry) as channel, load(add(channel)) as tally:
+            (home,) = holders(fleet.cluster, "sum-1")
+            await asyncio.to_thread(fleet.cluster.stop_server, home, SIGSTOP)
+            _, moved = await eventually("sum-1 is registered elsewhere", lambda: holders(fleet.cluster, "sum-1"))
+            fleet.start("sum-4")
+            await eventually("a new instance is called", lambda: "sum-4" in tally.first, 30)
+            await asyncio.to_thread(fleet.cluster.stop_server, home, SIGCONT)
+            await fleet.pass_all("sum", 4)
+        report.append(f"{tally}; registered elsewhere after {moved:.2f} s")
+        assert not tally.failed, tally.failed[:3]
+
+    asyncio.run(scenario())
+
+
+def test_an_instance_is_killed_under_calls_that_must_not_run_twice(fleet: Fleet, report: list[str]) -> None:
+    """Those that were with it are lost, and reported so; none is run again elsewhere."""
+
+    async def scenario() -> None:
+        people = ("person-1", "person-2", "person-3")
+        await started(fleet, *people)
+        traces: list[str] = []
+        async with (
+            rollcall.dial("person", registry=fleet.registry) as channel,
+            load(do(channel, traces)) as tally,
+        ):
+            await asyncio.to_thread(fleet.kill, "person-2")
+            await fleet.pass_all("person", 2)
+        report.append(str(tally))
+        assert {code for _, code, _ in tally.failed} <= {"UNAVAILABLE"}
+        assert len(tally.failed) <= CALLERS
+        for instance in ("person-1", "person-3"):
+            await asyncio.to_thread(fleet.stop, instance)
+        logged = "".join(fleet.log(instance) for instance in people)
+        assert max(logged.count(trace) for trace in traces) == 1
 
     asyncio.run(scenario())
 

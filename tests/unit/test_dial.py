@@ -238,6 +238,32 @@ def test_a_registry_that_is_not_there_is_told_of_within_the_deadline(name: str) 
     assert address in details[0]
 
 
+def test_an_address_that_is_registered_twice_is_called_once(registry: rollcall.MemoryRegistry, name: str) -> None:
+    with Server() as server:
+        sign_up(registry, name, server.port)
+        sign_up(registry, name, server.port, id=f"{name}-the-former", address="localhost")
+        with rollcall.dial_sync(name, registry=registry) as channel:
+            assert add(channel) == 999
+
+
+def test_what_cannot_be_a_host_name_is_left_out(registry: rollcall.MemoryRegistry, name: str) -> None:
+    with Server() as server, Server() as other:
+        sign_up(registry, name, server.port)
+        sign_up(registry, name, server.port, id=f"{name}-odd", address="a..b")
+        with rollcall.dial_sync(name, registry=registry) as channel:
+            assert add(channel) == 999
+            sign_up(registry, name, other.port)
+            eventually("changes are heard of", lambda: add(channel) and other.calls)
+
+
+def test_gRPC_s_arguments_by_position(registry: rollcall.MemoryRegistry, name: str) -> None:  # noqa: N802
+    with Server() as server:
+        sign_up(registry, name, server.port)
+        with rollcall.dial_sync(name, registry=registry) as channel:
+            stub: Any = sum_pb2_grpc.SumServiceStub(channel)
+            assert stub.Add(sum_pb2.AddRequest(num1=1), 5, (("key", "value"),)).res == 1
+
+
 def test_of_a_large_service_only_a_subset_is_called(registry: rollcall.MemoryRegistry, name: str) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(Server()) for _ in range(6)]

@@ -50,7 +50,7 @@ def test_an_id_that_is_somebody_else_s_is_refused_for_good_and_left_alone() -> N
     registry.register(HOLDER, CHECK)
     registration = Registration(registry, INSTANCE, CHECK, changes.append)
     registration.start()
-    eventually("it is told", lambda: changes)
+    eventually("it is told", lambda: changes, 20)
     assert len(changes) == 1
     assert isinstance(changes[0], DuplicateInstanceError)
     assert registry.instances("sum") == (HOLDER,)
