@@ -79,13 +79,13 @@ class CallSettings(BaseSettings):
         1024, description="most calls in flight to one service; more are refused at once (circuit breaker)"
     )
     failure_percent: Annotated[int, Field(ge=0, le=100)] = Field(
-        85, description="an instance is put aside when more than this share of its calls fail in a second; 0: never"
+        85, description="an instance is ejected when more than this share of its calls fail in a second; 0: never"
     )
     ejection: Annotated[float, Field(ge=1, le=3600)] = Field(
-        8.0, description="longest time in seconds that an instance is put aside before it is tried again"
+        8.0, description="longest time in seconds that an instance is ejected before it is tried again"
     )
     ejection_percent: Annotated[int, Field(ge=0, le=100)] = Field(
-        30, description="no further instance is put aside once this share of them is"
+        30, description="no further instance is ejected once this share of them is"
     )
     empty_grace: Seconds = Field(
         15.0, description="seconds for which a service that loses all its instances at once keeps those it had"

@@ -1,7 +1,7 @@
 """What gRPC's C core is told about a service, in the language it understands: xDS resources.
 
 A Listener says which calls go to which Cluster, and which of them may be retried; a Cluster says how to balance over
-its endpoints, when to put one aside, and how many calls may be in flight; a ClusterLoadAssignment lists the endpoints.
+its endpoints, when to eject one, and how many calls may be in flight; a ClusterLoadAssignment lists the endpoints.
 Only what grpc.github.io/grpc/core/md_doc_grpc_xds_features.html lists as supported is used.
 
 Pure functions: state is in `rollcall.discovery.bridge`.
@@ -79,7 +79,7 @@ def listener(key: str, idempotent: Iterable[str], settings: CallSettings) -> Lis
 
 
 def cluster(key: str, settings: CallSettings) -> Cluster:
-    """Balance round robin over the endpoints; put one aside whose calls fail while others' succeed (gRFC A50)."""
+    """Balance round robin over the endpoints; eject one whose calls fail while others' succeed (gRFC A50)."""
     return Cluster(
         name=resource_name(CLUSTER, key),
         type=Cluster.EDS,

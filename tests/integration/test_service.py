@@ -244,6 +244,17 @@ def test_without_consul_it_is_alive_and_not_ready_until_consul_is_there(
     assert one.log.count("is not registered") == 1, "said once, not at every attempt"
 
 
+def test_without_a_leader_it_is_not_ready(start: Start, cluster: Cluster) -> None:
+    """One server alone takes a registration, and nobody can find it: a rolling update must not go on by that."""
+    for n in (1, 2):
+        cluster.stop_server(n, signal.SIGKILL)
+    one = start("--id", "leaderless")
+    one.said("is not registered, trying again until it is")
+    assert one.http("/readyz").status_code == 503
+    cluster.start()
+    eventually("it is ready", lambda: one.http("/readyz").status_code == 200, 20)
+
+
 def quiet(found: Callable[[], Instance | None]) -> Instance | None:
     try:
         return found()
