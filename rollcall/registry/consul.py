@@ -51,7 +51,7 @@ CONFIRM_WAIT = 1.0  # seconds; how long `confirm` lets the server hold its quest
 WATCH_WAIT = 10  # seconds; bounds how long a server that hangs can keep a watch in the dark
 REAP_AFTER = "1m"  # Consul's minimum. Until then a dead instance stays listed as critical, and is filtered out here
 BACKOFF = (0.1, 2.0)  # seconds: the first and the longest pause after no server has answered
-LISTED_WITHIN = 1.0  # seconds for an agent to pass a registration on to the cluster
+LISTED_WITHIN = 2.0  # seconds for an agent to pass a registration on to the cluster
 MAX_STALE = "10s"  # how far a server's answers may be behind the cluster
 LISTED_FOR = 10.0  # seconds for which a look at the cluster's list is good
 GHOST_RETRY = 2.0  # seconds between attempts to clean a server that cannot be reached
@@ -403,7 +403,7 @@ class _Home:
         while not self.listed(instance):
             if time.monotonic() > deadline:
                 raise RegistryUnavailableError(f"{self.server} has taken the registration, but the cluster has not")
-            time.sleep(LISTED_WITHIN / 20)
+            time.sleep(0.05)
 
     def listed(self, instance: Instance) -> bool:
         """Say whether the cluster's list has what this server's agent has."""

@@ -40,6 +40,13 @@ def do(channel: rollcall.Channel, traces: list[str]) -> Call:
     return call
 
 
+async def home_of(fleet: Fleet, instance: str) -> int:
+    """Return the number of the one server that holds an instance's registration."""
+    await eventually("one server holds it", lambda: len(holders(fleet.cluster, instance)) == 1)
+    (home,) = holders(fleet.cluster, instance)
+    return home
+
+
 def listed(fleet: Fleet) -> list[str]:
     """Return the id of each registration in the cluster's list, passing or not."""
     return sorted(each["ServiceID"] for each in fleet.cluster.get("/v1/catalog/service/sum"))
@@ -146,7 +153,7 @@ def test_the_server_of_a_registration_is_killed(fleet: Fleet, report: list[str])
     async def scenario() -> None:
         await started(fleet, *SUMS)
         async with rollcall.dial("sum", registry=fleet.registry) as channel, load(add(channel)) as tally:
-            (home,) = holders(fleet.cluster, "sum-1")
+            home = await home_of(fleet, "sum-1")
             await asyncio.to_thread(fleet.cluster.stop_server, home, SIGKILL)
             _, moved = await eventually("sum-1 is registered elsewhere", lambda: holders(fleet.cluster, "sum-1"))
             await fleet.pass_all("sum", 3)
@@ -166,7 +173,7 @@ def test_the_server_of_a_registration_freezes(fleet: Fleet, report: list[str]) -
     async def scenario() -> None:
         await started(fleet, *SUMS)
         async with rollcall.dial("sum", registry=fleet.registry) as channel, load(add(channel)) as tally:
-            (home,) = holders(fleet.cluster, "sum-1")
+            home = await home_of(fleet, "sum-1")
             await asyncio.to_thread(fleet.cluster.stop_server, home, SIGSTOP)
             _, moved = await eventually("sum-1 is registered elsewhere", lambda: holders(fleet.cluster, "sum-1"))
             fleet.start("sum-4")
@@ -255,7 +262,8 @@ def test_an_instance_only_fails(fleet: Fleet, report: list[str], tmp_path: Path)
         broken = tmp_path / "broken"
         fleet.environment["BROKEN"] = str(broken)
         fleet.start("sum-3", module="tests.integration.failing")
-        await started(fleet, *SUMS[:2])
+        for instance in SUMS[:2]:
+            fleet.start(instance)
         await fleet.pass_all("sum", 3)
         async with rollcall.dial("sum", registry=fleet.registry) as channel, load(add(channel)) as tally:
             await eventually("it is called", lambda: "sum-3" in tally.first)
