@@ -256,16 +256,20 @@ def test_a_watch_moves_on_from_a_server_that_hangs(cluster: Cluster) -> None:
             assert time.monotonic() - begun < module.WATCH_WAIT * 17 / 16 + module.ANSWER_TIMEOUT + 1
 
 
-def test_without_any_server_the_error_names_each() -> None:
-    addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
-    registry = ConsulRegistry(addresses)
-    asked: list[Callable[[], object]] = [
+def questions(registry: ConsulRegistry) -> list[Callable[[], object]]:
+    """Return one of each kind of thing that a registry is asked."""
+    return [
         registry.services,
         lambda: registry.instances("sum"),
         lambda: registry.register(an_instance("sum"), CHECK),
         lambda: registry.deregister("sum-1"),
     ]
-    for ask in asked:
+
+
+def test_without_any_server_the_error_names_each() -> None:
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    registry = ConsulRegistry(addresses)
+    for ask in questions(registry):
         with pytest.raises(RegistryUnavailableError, match="no Consul server could be asked") as caught:
             ask()
         assert all(address in str(caught.value) for address in addresses)
@@ -426,12 +430,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory, consul_binary: Path, guard:
 def test_the_token_travels_in_a_header_and_not_in_the_url() -> None:
     with recording() as (address, requested):
         registry = ConsulRegistry([address], token="s3cret")  # noqa: S106
-        asked: list[Callable[[], object]] = [
-            registry.services,
-            lambda: registry.instances("sum"),
-            lambda: registry.register(an_instance("sum"), CHECK),
-            lambda: registry.deregister("sum-1"),
-        ]
+        asked = questions(registry)
         for ask in asked:
             with pytest.raises(RegistryUnavailableError) as caught:
                 ask()
