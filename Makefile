@@ -6,7 +6,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.installed contracts/.generated
-PROTOS := $(shell find protos -name '*.proto')
+PROTOS := $(shell find protos -name '*.proto' -o -path 'protos/*/*.py')
 INSTALL := -m pip --disable-pip-version-check install --quiet --require-hashes -r
 PYTEST ?=
 

@@ -2,6 +2,8 @@
 
 protoc writes imports as if every contract were a top-level module (`from sum.v1 import sum_pb2`); here they live under
 one package, so that nothing called `sum` or `person` can shadow, or be shadowed by, anybody's module.
+
+The contracts of JSON-RPC services are Python to begin with: protocol classes, which are copied beside the rest.
 """
 
 import re
@@ -31,6 +33,10 @@ def main() -> int:
         ours = re.compile(rf"^(from|import) (?=(?:{'|'.join(sorted(roots))})\.)", re.MULTILINE)
         for path in [*out.rglob("*.py"), *out.rglob("*.pyi")]:
             path.write_text(ours.sub(rf"\1 {PACKAGE.name}.", path.read_text()))
+        for written in PROTOS.glob("*/**/*.py"):
+            target = out / written.relative_to(PROTOS)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(written, target)
         for directory in [out, *(path for path in out.rglob("*") if path.is_dir())]:
             (directory / "__init__.py").touch()
         shutil.rmtree(PACKAGE, ignore_errors=True)
