@@ -18,7 +18,7 @@ from rollcall.registry import (
 from rollcall.registry.consul import ConsulRegistry
 from rollcall.registry.memory import MemoryRegistry
 from rollcall.service import Service
-from rollcall.settings import BadSettingError, CallSettings
+from rollcall.settings import BadSettingError, CallSettings, ServiceSettings
 
 __all__ = [
     "BadSettingError",
@@ -35,6 +35,7 @@ __all__ = [
     "RegistryError",
     "RegistryUnavailableError",
     "Service",
+    "ServiceSettings",
     "SyncChannel",
     "TcpCheck",
     "TtlCheck",

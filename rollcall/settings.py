@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -49,7 +50,11 @@ class ConsulSettings(BaseSettings):
     consul_key: str = Field("", description="PEM file of the client certificate's key")
 
     def registry(self) -> Registry:
-        """Return the registry that these settings describe."""
+        """Return the registry that these settings describe, the same one each time."""
+        return self._registry
+
+    @cached_property
+    def _registry(self) -> Registry:
         try:
             return ConsulRegistry(
                 self.consul,
@@ -116,13 +121,17 @@ class ServiceSettings(ConsulSettings):
     tags: Strings = Field((), description="tags to register with, by commas")
     version: str = Field("", description="version to register with and to report in build_info")
     weight: Annotated[int, Field(ge=1, le=65535)] = Field(1, description="weight to register with")
-    check: Literal["grpc", "tcp", "http", "ttl"] = Field(
-        "grpc", description="how Consul finds out whether this instance is well"
+    check: Literal["", "grpc", "tcp", "http", "ttl"] = Field(
+        "", description="how Consul finds out whether this instance is well; default: the service's own way"
     )
-    check_interval: Annotated[float, Field(gt=0, le=3600)] = Field(
-        1.0, description="seconds between two checks; with ttl, a third of the time the instance has to report in"
+    check_interval: Annotated[float, Field(gt=0, le=3600)] | None = Field(
+        None,
+        description="seconds between two checks, 1 unless the service has its own; with ttl, a third of the time "
+        "the instance has to report in",
     )
-    check_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(1.0, description="seconds a check may take")
+    check_timeout: Annotated[float, Field(gt=0, le=3600)] | None = Field(
+        None, description="seconds a check may take, 1 unless the service has its own"
+    )
     drain: Seconds = Field(
         2.0, description="seconds between deregistering and refusing calls: time for callers to hear of it"
     )

@@ -278,7 +278,7 @@ class _Ads(AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
     def __init__(self, owner: Bridge) -> None:
         self._bridge = owner
 
-    def StreamAggregatedResources(  # noqa: N802
+    def StreamAggregatedResources(
         self, requests: Iterator[DiscoveryRequest], context: grpc.ServicerContext
     ) -> Iterator[DiscoveryResponse]:
         subscribed: dict[str, set[str]] = {}

@@ -256,7 +256,7 @@ def test_what_cannot_be_a_host_name_is_left_out(registry: rollcall.MemoryRegistr
             eventually("changes are heard of", lambda: add(channel) and other.calls)
 
 
-def test_gRPC_s_arguments_by_position(registry: rollcall.MemoryRegistry, name: str) -> None:  # noqa: N802
+def test_gRPC_s_arguments_by_position(registry: rollcall.MemoryRegistry, name: str) -> None:
     with Server() as server:
         sign_up(registry, name, server.port)
         with rollcall.dial_sync(name, registry=registry) as channel:

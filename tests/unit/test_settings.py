@@ -18,7 +18,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults() -> None:
     settings = load(ServiceSettings, [])
     assert settings.consul == ("127.0.0.1:8500",)
-    assert (settings.host, settings.port, settings.http_port, settings.check) == ("127.0.0.1", 0, 0, "grpc")
+    assert (settings.host, settings.port, settings.http_port, settings.check) == ("127.0.0.1", 0, 0, "")
 
 
 def test_a_flag_wins_over_the_environment_which_wins_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc_status import rpc_status
 
-from rollcall.telemetry import INSTANCE, Telemetry
+from rollcall.errors import refuse
+from rollcall.instrument import INSTANCE, Instrumented
+from rollcall.telemetry import Telemetry
 from tests.waiting import eventually
 
 KINDS = {
@@ -31,6 +34,8 @@ class Kinds:
 
     def __init__(self) -> None:
         self.waiting = asyncio.Event()
+        self.another = ""
+        """The target of a server that some requests make it call."""
 
     async def do(self, request: bytes, context: Any) -> None:
         if request == b"abort":
@@ -39,6 +44,12 @@ class Kinds:
             raise RuntimeError("what nobody outside should read")
         if request == b"set a code":
             context.set_code(grpc.StatusCode.ALREADY_EXISTS)
+        if request == b"ask another":
+            async with grpc.aio.insecure_channel(self.another) as channel:
+                another: Any = channel.unary_unary(f"/{SERVICE}/unary_unary")
+                await another(b"refuse")
+        if request == b"refuse":
+            await refuse(context, {"field": "something better"})
         if request == b"wait":
             self.waiting.set()
             await asyncio.Event().wait()
@@ -77,8 +88,11 @@ def add_to_server(servicer: Kinds, server: Any) -> None:
 class Site:
     """A server with telemetry, and a channel to it."""
 
-    def __init__(self, channel: grpc.aio.Channel, servicer: Kinds, telemetry: Telemetry) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, servicer: Kinds, telemetry: Telemetry, instrumented: Instrumented
+    ) -> None:
         self.channel, self.waiting, self.telemetry = channel, servicer.waiting, telemetry
+        self.instrumented = instrumented
 
     def call(self, kind: str, request: bytes, method: str = "", **arguments: Any) -> Any:
         make = getattr(self.channel, kind)(f"/{SERVICE}/{method or kind}")
@@ -102,11 +116,13 @@ class Site:
 @asynccontextmanager
 async def serving() -> AsyncIterator[Site]:
     server, telemetry, servicer = grpc.aio.server(), Telemetry("kinds", "kinds-1", "1.0"), Kinds()
-    add_to_server(servicer, telemetry.instrument(server))
+    instrumented = Instrumented(server, telemetry)
+    add_to_server(servicer, instrumented)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Site(channel, servicer, telemetry)
+        servicer.another = f"127.0.0.1:{port}"
+        yield Site(channel, servicer, telemetry, instrumented)
     await server.stop(None)
 
 
@@ -214,6 +230,54 @@ def test_a_call_that_outlives_its_deadline(kind: str, caplog: pytest.LogCaptureF
     assert traces(caplog, "DEADLINE_EXCEEDED") == [TRACE]
 
 
+@EACH_KIND
+def test_the_failure_of_a_call_made_for_another_is_passed_on(kind: str) -> None:
+    async def test() -> None:
+        async with serving() as site:
+            error = await failure(site.call(kind, b"ask another"))
+            assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "field: something better")
+            status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has what is asked of it
+            assert status
+            assert status.details[0].type_url.endswith("BadRequest")
+            instances = [value for key, value in error.trailing_metadata() or () if key == INSTANCE]
+            assert instances == ["kinds-1"]
+
+    asyncio.run(test())
+
+
+@EACH_KIND
+def test_a_call_that_outlives_the_grace_is_sent_elsewhere(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving() as site:
+            call = site.call(kind, b"wait")
+            reading = asyncio.ensure_future(failure(call))
+            await asyncio.wait_for(site.waiting.wait(), 5)
+            site.instrumented.end()
+            error = await reading
+            assert error.code() == grpc.StatusCode.UNAVAILABLE
+            assert "others answer the next one" in (error.details() or "")
+            await site.ended(kind, "UNAVAILABLE")
+
+    asyncio.run(test())
+    assert traces(caplog, "UNAVAILABLE") == [TRACE]
+
+
+@pytest.mark.parametrize("kind", ["unary_stream", "stream_unary", "stream_stream"])
+def test_the_messages_of_streams_are_counted(kind: str) -> None:
+    async def test() -> None:
+        async with serving() as site:
+            make: Any = getattr(site.channel, kind)
+            call = make(f"/{SERVICE}/{kind}")(iter([b"1", b"2", b"3"]) if kind.startswith("stream") else b"1")
+            count = len(await answers(call))
+            await site.ended(kind, "OK")
+            assert count == {"unary_stream": 2, "stream_unary": 1, "stream_stream": 3}[kind]
+            received, sent = {"unary_stream": (0, 2), "stream_unary": (3, 0), "stream_stream": (3, 3)}[kind]
+            assert site.value("grpc_server_msg_received_total", kind) == received
+            assert site.value("grpc_server_msg_sent_total", kind) == sent
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize(("request_", "code"), [(b"ok", "OK"), (b"abort", "NOT_FOUND"), (b"raise", "INTERNAL")])
 def test_a_stream_answered_by_writing(request_: bytes, code: str) -> None:
     async def test() -> None:
@@ -222,6 +286,7 @@ def test_a_stream_answered_by_writing(request_: bytes, code: str) -> None:
             assert await call.read() == b"first"
             assert (await call.code()).name == code
             await site.ended("unary_stream", code, "written")
+            assert site.value("grpc_server_msg_sent_total", "unary_stream", "written") == 1
 
     asyncio.run(test())
 
@@ -241,7 +306,7 @@ def test_a_call_without_a_trace_begins_one(caplog: pytest.LogCaptureFixture) -> 
 
 def test_a_handler_that_is_not_async_is_refused() -> None:
     async def test() -> None:
-        instrumented = Telemetry("kinds", "kinds-1", "").instrument(grpc.aio.server())
+        instrumented = Instrumented(grpc.aio.server(), Telemetry("kinds", "kinds-1", ""))
         handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, _: request)
         with pytest.raises(TypeError, match=r"test\.v1\.Kinds/Add must be `async def`"):
             instrumented.add_registered_method_handlers(SERVICE, {"Add": handler})
