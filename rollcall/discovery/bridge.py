@@ -32,18 +32,11 @@ from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, Discovery
 from google.protobuf.message import Message
 
 from rollcall.discovery import xds
-from rollcall.discovery.subset import subset
-from rollcall.registry import Instance, Registry, RegistryError
+from rollcall.discovery.membership import Membership
+from rollcall.registry import Instance, Registry
 from rollcall.settings import CallSettings
 
 log = logging.getLogger(__name__)
-
-PATIENCE = 0.5
-"""The share of the default deadline after which a registry that has not answered is given up on, for now."""
-
-
-SECOND_LOOK = 1.0
-"""The seconds for which a service that had no instances when it was dialled may still get some before calls fail."""
 
 
 class Bridge:
@@ -140,15 +133,13 @@ class Service:
         self.key, self.name, self.tag = key, name, tag
         self.registry, self.settings = registry, settings
         self.channels = 0
-        self._caller, self._changed = caller, changed
+        self._changed = changed
         self._idempotent: frozenset[str] = frozenset()
-        self._targets: list[tuple[str, int, int]] | None = None  # None until the registry, or our patience, has spoken
-        self._answered = self._closed = False
+        self._targets: list[tuple[str, int, int]] | None = None  # None until there is something to tell
         self._explainer: _Explainer | None = None
+        self._closed = False
         self._lock = threading.Lock()
-        self._watch = registry.watch(name, tag)
-        self._giving_up = self._timer(PATIENCE * settings.deadline)
-        threading.Thread(target=self._follow, name=f"watch {name}", daemon=True).start()
+        self._members = Membership(name, tag, registry, settings, caller, self._update)
 
     def idempotent(self, path: str) -> None:
         """Learn that a method, given as /package.Service/Method, may be tried again."""
@@ -172,62 +163,27 @@ class Service:
 
     def close(self) -> None:
         """Stop watching."""
-        self._watch.close()
+        self._members.close()
         with self._lock:
             self._closed = True
-            self._giving_up.cancel()
             self._explain(needed=False)
 
-    def _follow(self) -> None:
-        for instances in self._watch:
-            try:
-                self._update(instances)
-            except Exception:  # whatever it is, a watch that ended here would leave its callers in the past
-                log.exception("a change of %r could not be taken over", self.name)
-
     def _update(self, instances: tuple[Instance, ...]) -> None:
-        log.debug("%r passes at %s", self.name, ", ".join(each.target for each in instances) or "no instance")
         # gRPC refuses a list that has an endpoint twice, as when an instance got the address of one that still passes.
         weights: dict[tuple[str, int], int] = {}
-        for instance in subset(instances, self._caller, self.settings.subset):
+        for instance in instances:
             if address := _resolve(instance):
                 weights.setdefault((address, instance.port), instance.weight)
-        targets = [(address, port, weight) for (address, port), weight in weights.items()]
         with self._lock:
             if self._closed:
                 return
-            self._answered = True
-            self._giving_up.cancel()
-            if targets:
-                self._explain(needed=False)
-                self._targets = targets
-            elif self._targets and not self._explainer:
-                # All gone at once is more likely a fault of the registry's than the truth: keep them for a while.
-                log.warning(
-                    "%s lists no instance of %r any more; keeping the last ones known", self.registry, self.name
-                )
-                self._giving_up = self._timer(self.settings.empty_grace)
-                return
-            elif self._targets is None:
-                # Just dialled, perhaps just registered: a server may be a moment behind the one that took it.
-                self._giving_up = self._timer(min(SECOND_LOOK, PATIENCE * self.settings.deadline))
-                return
-            else:
-                self._explain(needed=True)
+            self._explain(needed=not weights)
+            if weights:
+                self._targets = [(address, port, weight) for (address, port), weight in weights.items()]
         self._changed(xds.ENDPOINTS)
 
-    def _timer(self, seconds: float) -> threading.Timer:
-        timer = threading.Timer(seconds, lambda: self._give_up(timer))
-        timer.daemon = True
-        timer.start()
-        return timer
-
-    def _give_up(self, timer: threading.Timer) -> None:
-        with self._lock:
-            if self._closed or timer.finished.is_set():  # cancelled while it waited for the lock
-                return
-            self._explain(needed=True)
-        self._changed(xds.ENDPOINTS)
+    def _explanation(self) -> str:
+        return self._members.explanation()  # asked for when a call has come in, by which time they are there
 
     def _explain(self, *, needed: bool) -> None:
         if needed and not self._explainer:
@@ -236,16 +192,6 @@ class Service:
         elif self._explainer and not needed:
             self._explainer.close()
             self._explainer = None
-
-    def _explanation(self) -> str:
-        wanted = f"service {self.name!r}" + (f" with tag {self.tag!r}" if self.tag else "")
-        if not self._answered:  # asking again would take longer than the call has
-            return f"no instance of {wanted} is known: {self.registry} has not answered yet"
-        try:
-            registered = ", ".join(self.registry.services()) or "nothing"
-        except RegistryError as error:
-            return f"no instance of {wanted} is known: {error}"
-        return f"no instance of {wanted} passes its checks in {self.registry}; registered there: {registered}"
 
 
 class _Explainer(grpc.GenericRpcHandler):

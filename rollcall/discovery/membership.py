@@ -1,0 +1,118 @@
+"""Who is there to be called: the instances of a service, as far as this process knows.
+
+What a registry says is not taken at its word in one case: a service that loses all of its instances at once. More
+likely than that they are gone is that the registry is at fault, so they are kept for a while.
+
+Everything here runs on threads of its own: an event loop that the application blocks must not stop discovery.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from rollcall.discovery.subset import subset
+from rollcall.registry import Instance, Registry, RegistryError
+from rollcall.settings import CallSettings
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 0.5
+"""The share of the default deadline after which a registry that has not answered is given up on, for now."""
+
+SECOND_LOOK = 1.0
+"""The seconds for which a service that had no instances when it was dialled may still get some before calls fail."""
+
+
+class Membership:
+    """The instances of a service that a caller should call, followed from now until `close`.
+
+    `on_change` gets them each time they change, from a thread of this object's and never twice at the same time; an
+    empty tuple when there is nobody to call, which `explanation` puts into words. `caller` decides which part of a
+    large service is chosen, see `subset`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tag: str,
+        registry: Registry,
+        settings: CallSettings,
+        caller: str,
+        on_change: Callable[[tuple[Instance, ...]], None],
+    ) -> None:
+        self.name, self.tag = name, tag
+        self.registry, self.settings = registry, settings
+        self._caller, self._on_change = caller, on_change
+        self._current: tuple[Instance, ...] | None = None  # None until the registry, or our patience, has spoken
+        self._answered = self._waiting = self._closed = False
+        self._lock = threading.Lock()
+        self._watch = registry.watch(name, tag)
+        self._giving_up = self._timer(PATIENCE * settings.deadline)
+        threading.Thread(target=self._follow, name=f"watch {name}", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop following; `on_change` is not called any more."""
+        self._watch.close()
+        with self._lock:
+            self._closed = True
+            self._giving_up.cancel()
+
+    def explanation(self) -> str:
+        """Say why there is nobody to call: what was looked for, where, and what is there. Asks the registry."""
+        wanted = f"service {self.name!r}" + (f" with tag {self.tag!r}" if self.tag else "")
+        if not self._answered:  # asking again would take longer than the call has
+            return f"no instance of {wanted} is known: {self.registry} has not answered yet"
+        try:
+            registered = ", ".join(self.registry.services()) or "nothing"
+        except RegistryError as error:
+            return f"no instance of {wanted} is known: {error}"
+        return f"no instance of {wanted} passes its checks in {self.registry}; registered there: {registered}"
+
+    def _follow(self) -> None:
+        for instances in self._watch:
+            try:
+                self._update(instances)
+            except Exception:  # whatever it is, a watch that ended here would leave its callers in the past
+                log.exception("a change of %r could not be taken over", self.name)
+
+    def _update(self, instances: tuple[Instance, ...]) -> None:
+        log.debug("%r passes at %s", self.name, ", ".join(each.target for each in instances) or "no instance")
+        chosen = subset(instances, self._caller, self.settings.subset)
+        with self._lock:
+            if self._closed:
+                return
+            self._answered = True
+            if chosen:
+                self._giving_up.cancel()
+                self._waiting = False
+                self._tell(chosen)
+            elif not self._waiting and self._current:
+                # All gone at once is more likely a fault of the registry's than the truth: keep them for a while.
+                log.warning(
+                    "%s lists no instance of %r any more; keeping the last ones known", self.registry, self.name
+                )
+                self._wait(self.settings.empty_grace)
+            elif not self._waiting and self._current is None:
+                # Just dialled, perhaps just registered: a server may be a moment behind the one that took it.
+                self._wait(min(SECOND_LOOK, PATIENCE * self.settings.deadline))
+
+    def _wait(self, seconds: float) -> None:
+        """Give the service this long to have instances again."""
+        self._giving_up.cancel()
+        self._waiting = True
+        self._giving_up = self._timer(seconds)
+
+    def _timer(self, seconds: float) -> threading.Timer:
+        timer = threading.Timer(seconds, lambda: self._give_up(timer))
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _give_up(self, timer: threading.Timer) -> None:
+        with self._lock:
+            if not self._closed and not timer.finished.is_set():  # else cancelled while it waited for the lock
+                self._tell(())
+
+    def _tell(self, instances: tuple[Instance, ...]) -> None:
+        self._current = instances
+        self._on_change(instances)

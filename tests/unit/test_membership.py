@@ -1,0 +1,84 @@
+"""Who is to be called, as the registry's answers come and go."""
+
+import queue
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import rollcall
+from rollcall.discovery.membership import Membership
+from rollcall.registry import Instance, TtlCheck
+from tests.waiting import eventually
+
+ONE = Instance(id="one-1", name="one", address="127.0.0.1", port=1)
+OTHER = Instance(id="one-2", name="one", address="127.0.0.1", port=2)
+
+
+class Told:
+    """Follows a service and keeps what is told, and when."""
+
+    def __init__(self, registry: rollcall.MemoryRegistry, **settings: Any) -> None:
+        self.changes: list[tuple[float, tuple[Instance, ...]]] = []
+        self.members = Membership("one", "", registry, rollcall.CallSettings(**settings), "caller", self._note)
+
+    def _note(self, instances: tuple[Instance, ...]) -> None:
+        self.changes.append((time.monotonic(), instances))
+
+    def until(self, *instances: Instance) -> float:
+        """Wait until these are who is to be called; return when that was told."""
+        eventually(f"{instances} are told", lambda: self.changes and set(self.changes[-1][1]) == set(instances))
+        return self.changes[-1][0]
+
+
+def test_instances_come_and_go() -> None:
+    registry = rollcall.MemoryRegistry()
+    registry.register(ONE, TtlCheck(), passing=True)
+    told = Told(registry)
+    told.until(ONE)
+    registry.register(OTHER, TtlCheck(), passing=True)
+    told.until(ONE, OTHER)
+    registry.deregister(ONE.id)
+    told.until(OTHER)
+    told.members.close()
+
+
+class Repeating(rollcall.MemoryRegistry):
+    """A registry whose watch yields what it is told to, the same thing twice as well, as Consul's may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.yields: queue.SimpleQueue[tuple[Instance, ...] | None] = queue.SimpleQueue()
+
+    def watch(self, name: str, tag: str = "") -> Any:  # noqa: ARG002 (the contract's)
+        return self
+
+    def __iter__(self) -> Iterator[tuple[Instance, ...]]:
+        while (instances := self.yields.get()) is not None:
+            yield instances
+
+    def close(self) -> None:
+        self.yields.put(None)
+
+
+def test_the_last_ones_are_kept_for_the_grace_and_no_longer() -> None:
+    registry = Repeating()
+    registry.yields.put((ONE,))
+    told = Told(registry, empty_grace=1.0)
+    told.until(ONE)
+    begun = time.monotonic()
+    while told.changes[-1][1] != ():
+        registry.yields.put(())  # again and again: that must not make the grace longer
+        assert time.monotonic() - begun < 5, "the grace does not end"
+        time.sleep(0.05)
+    assert told.until() - begun >= 0.9
+    assert "no instance of service 'one' passes its checks" in told.members.explanation()
+    registry.yields.put((OTHER,))
+    told.until(OTHER)
+    told.members.close()
+
+
+def test_nobody_from_the_beginning() -> None:
+    begun = time.monotonic()
+    told = Told(rollcall.MemoryRegistry())
+    assert told.until() - begun < 3
+    told.members.close()
