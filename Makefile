@@ -8,6 +8,7 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.installed contracts/.generated
 PROTOS := $(shell find protos -name '*.proto' -o -path 'protos/*/*.py')
 INSTALL := -m pip --disable-pip-version-check install --quiet --require-hashes -r
+LOCKED := $(basename $(wildcard requirements/*.in services/*/requirements.in))
 PYTEST ?=
 
 .DEFAULT_GOAL := help
@@ -55,9 +56,9 @@ bench: $(READY) ## measure Rollcall against bare gRPC, side by side
 proto: $(VENV)/.installed ## generate contracts/ from protos/
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python protos/generate.py
 
-lock: ## choose new versions of what requirements/*.in ask for (needs uv)
-	@for each in runtime dev py-consul go; do uv pip compile --quiet --upgrade --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-header requirements/$$each.in -o requirements/$$each.txt || exit 1; done
+lock: ## choose new versions of what all requirements.in ask for (needs uv)
+	@for each in $(LOCKED); do uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header $$each.in -o $$each.txt || exit 1; done
 
 clean: ## remove what was installed and generated here; stop what runs first
 	@if [ -d .run/processes ] && [ -n "$$(ls .run/processes)" ]; then echo "something may still run: make down first"; exit 1; fi

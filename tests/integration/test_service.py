@@ -38,13 +38,13 @@ SERVING, NOT_SERVING = "SERVING", "NOT_SERVING"
 class Process:
     """An instance of sum."""
 
-    def __init__(self, folder: Path, consul: list[str], guard: Guard, *flags: str) -> None:
+    def __init__(self, folder: Path, consul: list[str], guard: Guard, module: str, *flags: str) -> None:
         self.id = flags[flags.index("--id") + 1] if "--id" in flags else ""
         self.log_file = folder / f"{time.monotonic_ns()}.log"
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("ROLLCALL_", "GRPC_XDS"))}
         with self.log_file.open("w") as output:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "services.sum", *flags],
+                [sys.executable, "-m", module, *flags],
                 cwd=ROOT,
                 env={**clean, "ROLLCALL_CONSUL": ",".join(consul)},
                 stdout=output,
@@ -61,7 +61,7 @@ class Process:
         """Wait until a line of the log matches."""
 
         def look() -> re.Match[str] | None:
-            found = re.search(pattern, self.log)
+            found = re.search(pattern, self.log, re.MULTILINE)
             assert found or self.child.poll() is None, f"it has ended without saying {pattern}: {self.log}"
             return found
 
@@ -95,8 +95,8 @@ def start(cluster: Cluster, guard: Guard, tmp_path: Path) -> Iterator[Start]:
     """Start instances; those that are left at the end are killed."""
     started = list[Process]()
 
-    def start_one(*flags: str, consul: list[str] | None = None) -> Process:
-        started.append(Process(tmp_path, consul or cluster.addresses, guard, *flags))
+    def start_one(*flags: str, consul: list[str] | None = None, module: str = "services.sum") -> Process:
+        started.append(Process(tmp_path, consul or cluster.addresses, guard, module, *flags))
         return started[-1]
 
     yield start_one
@@ -260,6 +260,24 @@ def quiet(found: Callable[[], Instance | None]) -> Instance | None:
         return found()
     except rollcall.RegistryError:
         return None
+
+
+def test_what_is_opened_first_is_closed_last(start: Start, registry: rollcall.ConsulRegistry) -> None:
+    one = start("--id", "opening", "--drain", "0", "--opens-in", "0.5", module="tests.integration.opening")
+    eventually("it passes", lambda: passing(registry, "opening"))
+    assert add(one.target()) == 999
+    one.child.send_signal(signal.SIGTERM)
+    assert one.ended() == 0
+    order = [one.log.index(line) for line in ("opening", "serves at", "drains", "has ended", "closed")]
+    assert order == sorted(order)
+
+
+def test_sigterm_while_it_opens_something_ends_it(start: Start) -> None:
+    one = start("--id", "opening", "--opens-in", "60", module="tests.integration.opening")
+    one.said("opening$")
+    one.child.send_signal(signal.SIGTERM)
+    assert one.ended() == 0
+    assert "Traceback" not in one.log
 
 
 @pytest.mark.parametrize("setting", ["--port", "--http-port"])
