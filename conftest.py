@@ -5,6 +5,10 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.postgres import postgres
+
+__all__ = ["postgres"]
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:

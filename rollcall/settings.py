@@ -182,4 +182,4 @@ def load(
 def _complaint(error: Any, *, flags: bool) -> str:
     name = ".".join(str(part) for part in error["loc"])
     shown = f"--{name.replace('_', '-')}" if flags else name
-    return f"setting {shown} ({PREFIX}{name.upper()}): {error['msg']}; found {error['input']!r}"
+    return f"setting {shown} ({PREFIX}{name.upper()}): {error['msg'].removeprefix('Value error, ')}; found {error['input']!r}"
