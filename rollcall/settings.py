@@ -182,4 +182,5 @@ def load(
 def _complaint(error: Any, *, flags: bool) -> str:
     name = ".".join(str(part) for part in error["loc"])
     shown = f"--{name.replace('_', '-')}" if flags else name
-    return f"setting {shown} ({PREFIX}{name.upper()}): {error['msg'].removeprefix('Value error, ')}; found {error['input']!r}"
+    problem = error["msg"].removeprefix("Value error, ")
+    return f"setting {shown} ({PREFIX}{name.upper()}): {problem}; found {error['input']!r}"

@@ -1,0 +1,179 @@
+"""`Contract`: what a server and its clients agree on, written as a Protocol class.
+
+Its methods follow the rule of Go's net/rpc: each takes one value and returns one. Values are whatever pydantic can turn
+into JSON and back: strings, numbers, lists, dataclasses, models.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import PydanticSerializationError, to_json
+
+from rollcall.jsonrpc.wire import shortened
+
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_IDEMPOTENT = "__rollcall_idempotent__"
+
+
+def idempotent(function: Function) -> Function:
+    """Mark a method of a contract: a call that may have reached a server already may be made again."""
+    setattr(function, _IDEMPOTENT, True)
+    return function
+
+
+class Contract(Generic[T]):
+    """The methods that can be called under a name.
+
+        class Hello(Protocol):
+            async def HelloWorld(self, name: str, /) -> str: ...
+
+        HELLO = jsonrpc.Contract("hello", Hello)
+
+    The protocol is looked at once, here. Raises TypeError saying which of its methods cannot be called, and why.
+    """
+
+    def __init__(self, name: str, protocol: Callable[..., T]) -> None:
+        if not name:
+            raise ValueError("expected the name of a service, found an empty string")
+        self.name = name
+        methods = [Method(name, *each) for each in inspect.getmembers(protocol, inspect.isfunction) if _public(*each)]
+        if not methods:
+            raise TypeError(f"{protocol!r}: expected a class with methods to call, found none")
+        self.methods = {method.name: method for method in methods}
+
+    def differences(self, handler: object) -> list[str]:
+        """Say in what an object differs from what the contract asks of a handler; in nothing: an empty list."""
+        return [difference for method in self.methods.values() for difference in method.differences(handler)]
+
+
+class Method:
+    """One method of a contract."""
+
+    def __init__(self, service: str, name: str, function: Callable[..., Any]) -> None:
+        self.name = name
+        self.path = f"{service}.{name}"
+        """What requests call it: Go's net/rpc separates the service from the method by the last dot."""
+        self.doc = function.__doc__
+        self.idempotent = hasattr(function, _IDEMPOTENT)
+        _, *parameters = inspect.signature(function).parameters.values()
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(f"{self.path}: expected `async def`, found `def`")
+        if not _takes_one(parameters):
+            raise TypeError(f"{self.path}: expected one positional parameter after self, found {len(parameters)}")
+        hints = get_type_hints(function)
+        for wanted in (parameters[0].name, "return"):
+            if wanted not in hints:
+                raise TypeError(f"{self.path}: expected an annotation of {wanted!r}, found none")
+        try:
+            self.parameter, self.result = Value(hints[parameters[0].name]), Value(hints["return"])
+        except PydanticUserError as error:
+            raise TypeError(f"{self.path}: expected types that JSON can carry: {error}") from None
+        self._request = b'{"method":%b,"params":[' % to_json(self.path)
+
+    def request(self, argument: Any) -> bytes:
+        """Return a request up to its id. Raises TypeError for an argument that is not what the contract says."""
+        try:
+            return self._request + self.parameter.encode(argument)
+        except BadValueError as error:
+            raise TypeError(f"{self.path}: {error}") from None
+
+    def differences(self, handler: object) -> Iterator[str]:
+        """Say in what an object's method of this name differs from this one."""
+        function = getattr(handler, self.name, None)
+        if not callable(function):
+            yield f"{self.name} is missing"
+            return
+        if not inspect.iscoroutinefunction(function):
+            yield f"{self.name} is not `async def`"
+        parameters = list(inspect.signature(function).parameters.values())
+        if not _takes_one(parameters):
+            yield f"{self.name} takes {inspect.signature(function)}, not one positional argument"
+            return
+        hints = get_type_hints(function)
+        takes, returns = hints.get(parameters[0].name, Any), hints.get("return", Any)
+        if not _stands_for(self.parameter.type, takes):
+            yield f"{self.name} takes {_name(takes)}, not {self.parameter}"
+        if not _stands_for(returns, self.result.type):
+            yield f"{self.name} returns {_name(returns)}, not {self.result}"
+
+
+class BadValueError(ValueError):
+    """A value is not of the type that a contract asks for. The message says what is, without repeating the value."""
+
+
+class Value:
+    """A type of values that travel."""
+
+    def __init__(self, type_: Any) -> None:
+        self.type = type_
+        adapter = TypeAdapter[Any](type_)
+        self._to_json = adapter.serializer.to_json
+        self._from_json = adapter.validator.validate_json
+        self._check = adapter.validator.validate_python
+        self._plain = type_ in (str, int, float, bool, type(None))
+
+    def __str__(self) -> str:
+        return _name(self.type)
+
+    def encode(self, value: Any) -> bytes:
+        """Return a value as JSON. Raises `BadValueError` for one that is not of the type."""
+        try:
+            return self._to_json(value, warnings="error")
+        except PydanticSerializationError:
+            raise BadValueError(f"expected {self}, found {_name(type(value))}") from None
+
+    def decode(self, value: Any) -> Any:
+        """Return the value of this type that parsed JSON stands for. Raises `BadValueError` if it is of another."""
+        try:
+            if self._plain:
+                return self._check(value, strict=True)
+            # What JSON can say of a dataclass, a date or a tuple, pydantic takes in strict mode from JSON only.
+            return self._from_json(to_json(value), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            found = _JSON_NAMES.get(type(first["input"]), "something else")
+            where = "".join(f"[{part!r}]" for part in first["loc"])
+            problem = shortened(f": {first['msg']}, at {where}") if where else ""
+            raise BadValueError(f"expected {self}, found {found}{problem}") from None
+
+
+_JSON_NAMES = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+}
+
+
+def _public(name: str, _: object) -> bool:
+    return not name.startswith("_")
+
+
+def _takes_one(parameters: list[inspect.Parameter]) -> bool:
+    """Say whether a function with these parameters can be called with one positional argument, and nothing else."""
+    if not parameters or parameters[0].kind not in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
+        return False
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(other.default is not inspect.Parameter.empty or other.kind in variable for other in parameters[1:])
+
+
+def _stands_for(special: Any, general: Any) -> bool:
+    """Say whether each value of a type is one of another, as far as can be told here. mypy can tell more."""
+    if special == general or Any in (special, general):
+        return True
+    return inspect.isclass(special) and inspect.isclass(general) and issubclass(special, general)
+
+
+def _name(type_: Any) -> str:
+    return type_.__qualname__ if inspect.isclass(type_) and not hasattr(type_, "__origin__") else str(type_)

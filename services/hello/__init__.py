@@ -1,0 +1,1 @@
+"""hello: greets, in Chinese, over JSON-RPC."""

@@ -1,0 +1,3 @@
+module rollcall/gojsonrpc
+
+go 1.22
