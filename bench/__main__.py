@@ -1,6 +1,7 @@
 """python -m bench: what Rollcall costs, beside bare grpc.aio, measured in one run. `make bench` calls it.
 
-Exit code 1 when a call costs a server or a caller more than README promises. What is found is also written as JSON.
+Exit code 1 when a call, or a message of a stream, costs more than README promises. What is found is also written as
+JSON.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench import membership, price
+from bench import jsonrpc, membership, price
 from bench.rig import ROOT, Rig
 from deploy.local import LocalError
 from deploy.local.progress import say
 
-BARS = {"server": 0.90, "caller": 0.95}
-"""The least share of bare grpc.aio's calls per CPU second that is to be left."""
+BARS = {"server": 0.90, "caller": 0.95, **dict.fromkeys(price.STREAMS, 0.90)}
+"""The least share of bare grpc.aio's calls, or messages, per CPU second that is to be left."""
 ROWS = (
     ("server", "server", "bare"),
     ("server, the bare one on uvloop", "server", "bare_uvloop"),
     ("caller", "caller", "bare"),
+    *((kind.replace("_", " "), kind, "bare") for kind in price.STREAMS),
+    *((f"{kind.replace('_', ' ')}, bare on uvloop", kind, "bare_uvloop") for kind in price.STREAMS),
+    ("JSON-RPC server, beside Go's own", "hello", "go"),
 )
 INTERRUPTED = 130
 
@@ -70,6 +74,10 @@ def measure(run: Path, *, quick: bool) -> dict[str, Any]:
         server = price.server(rig, rounds, seconds)
         say("caller: rollcall.dial beside a bare channel")
         caller = price.caller(rig, rounds, seconds)
+        say("streams: an instance beside a bare server, by streams of each kind")
+        streams = price.streams(rig, *((2, 0.2) if quick else (15, 0.8)))
+        say("hello: an instance beside Go's own JSON-RPC server")
+        hello = jsonrpc.hello(rig, rounds, seconds)
         say("membership: instances that come and are killed under calls")
         membership_found = membership.comings_and_goings(rig, rounds=1 if quick else 5)
         say("at rest: instances that nobody calls")
@@ -85,6 +93,8 @@ def measure(run: Path, *, quick: bool) -> dict[str, Any]:
         "bars": BARS,
         "server": server,
         "caller": caller,
+        **streams,
+        "hello": hello,
         "membership": membership_found,
         "at_rest": rest,
         "watching": watching,
@@ -93,22 +103,23 @@ def measure(run: Path, *, quick: bool) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """Return what was found as people read it."""
-    lines = [f"{'calls per CPU second':<32}{'bare':>10}{'rollcall':>10}{'ratio':>8}{'quartiles':>14}{'bar':>7}"]
+    title = "calls or messages per CPU second"
+    lines = [f"{title:<36}{'bare':>10}{'rollcall':>10}{'ratio':>8}{'quartiles':>14}{'bar':>7}"]
     for title, side, beside in ROWS:
         row, ours = found[side][beside], found[side]["rollcall"]["calls_per_cpu_second"]
         quartiles = f"{row['ratio_quartile_1']:.3f}-{row['ratio_quartile_3']:.3f}"
         bar = f"{BARS[side]:>7.2f}" if beside == "bare" else ""
         lines.append(
-            f"{title:<32}{row['calls_per_cpu_second']:>10.0f}{ours:>10.0f}{row['ratio']:>8.3f}{quartiles:>14}{bar}"
+            f"{title:<36}{row['calls_per_cpu_second']:>10.0f}{ours:>10.0f}{row['ratio']:>8.3f}{quartiles:>14}{bar}"
         )
     moves, rest = found["membership"], found["at_rest"]
     lines += [
         "",
         *_timed("registered to first call", moves, "registered_to_first_call_seconds"),
         *_timed("kill -9 to last call sent there", moves, "kill_to_last_call_seconds"),
-        f"{'calls lost per kill, no retries':<32}{moves['calls_lost_per_kill_without_retries']:>10.1f}",
-        f"{'resident memory per instance':<32}{rest['resident_bytes'] / 1e6:>10.1f} MB",
-        f"{'CPU of an idle instance':<32}{rest['idle_cpu_percent']:>10.2f} %",
+        f"{'calls lost per kill, no retries':<36}{moves['calls_lost_per_kill_without_retries']:>10.1f}",
+        f"{'resident memory per instance':<36}{rest['resident_bytes'] / 1e6:>10.1f} MB",
+        f"{'CPU of an idle instance':<36}{rest['idle_cpu_percent']:>10.2f} %",
         "",
         f"{'watched':>8}{'CPU/change':>13}{'applied in':>13}{'from Consul':>14}{'to gRPC':>12}{'resident':>12}",
     ]
@@ -128,12 +139,16 @@ def verdict(found: dict[str, Any]) -> int:
         ratio = found[side]["bare"]["ratio"]
         missed |= ratio < bar
         said = "pass" if ratio >= bar else "FAIL"
-        print(f"{said}: a {side} keeps {ratio:.3f} of bare grpc.aio's calls per CPU second; the bar is {bar:.2f}")
+        what = "messages" if side in price.STREAMS else "calls"
+        print(
+            f"{said}: a {side.replace('_', ' ')} keeps {ratio:.3f} of bare grpc.aio's {what} per CPU second; "
+            f"the bar is {bar:.2f}"
+        )
     return int(missed and not found["quick"])
 
 
 def _timed(title: str, found: dict[str, float], key: str) -> list[str]:
-    return [f"{title:<32}{found[key] * 1000:>10.1f} ms   (worst {found[f'{key}_worst'] * 1000:.1f} ms)"]
+    return [f"{title:<36}{found[key] * 1000:>10.1f} ms   (worst {found[f'{key}_worst'] * 1000:.1f} ms)"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bare server: `python -m bench.bare` serves the handler of services.sum with nothing of Rollcall around it.
+"""The bare server: `python -m bench.bare` serves the handlers of sum and greeter with nothing of Rollcall around them.
 
 With the word `uvloop` behind it, it runs on the event loop that Rollcall's instances run on.
 """
@@ -9,13 +9,16 @@ import sys
 import grpc.aio
 import uvloop
 
+from contracts.greeter.v1 import greeter_pb2_grpc
 from contracts.sum.v1 import sum_pb2_grpc
+from services.greeter.handler import Greeter
 from services.sum.handler import Sum
 
 
 async def main() -> None:
     server = grpc.aio.server()
     sum_pb2_grpc.add_SumServiceServicer_to_server(Sum(), server)
+    greeter_pb2_grpc.add_GreeterServiceServicer_to_server(Greeter(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(port, flush=True)

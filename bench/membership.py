@@ -18,7 +18,7 @@ import rollcall
 from contracts.sum.v1 import sum_pb2, sum_pb2_grpc
 from deploy.local import LocalError
 from deploy.local.progress import say
-from rollcall.telemetry import INSTANCE
+from rollcall.instrument import INSTANCE
 
 if TYPE_CHECKING:
     from bench.rig import Child, Rig

@@ -1,4 +1,4 @@
-"""What Rollcall costs a call, beside bare grpc.aio: calls per CPU second of a server, and of a caller.
+"""What Rollcall costs, beside bare grpc.aio: calls, and messages of streams, per CPU second of a server or a caller.
 
 Two things are compared in short rounds that alternate, and the median of the rounds' ratios is taken: whatever else the
 machine does at the time, it does to both. CPU time, not wall time, is what is compared.
@@ -27,6 +27,7 @@ GHZ_MODULE, GHZ_PACKAGE = Path(__file__).parent / "ghz", "github.com/bojand/ghz/
 CONCURRENCY, CONNECTIONS = 32, 4
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # every call that was dialled brings one
 SERVER_CORE, LOAD_CORE = 0, 1
+STREAMS = ("client_stream", "server_stream", "bidi_stream")
 
 
 def server(rig: Rig, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
@@ -34,7 +35,7 @@ def server(rig: Rig, rounds: int, seconds: float) -> dict[str, dict[str, float]]
     ghz = ghz_binary()
     bare, bare_uvloop = rig.child("bare-server", "bench.bare"), rig.child("bare-uvloop", "bench.bare", "uvloop")
     (full,) = rig.instances(["sum-full"])
-    ports = {"bare": bare.read(), "bare_uvloop": bare_uvloop.read(), "rollcall": _port(full)}
+    ports = {"bare": bare.read(), "bare_uvloop": bare_uvloop.read(), "rollcall": port_of(full)}
     children = {"bare": bare, "bare_uvloop": bare_uvloop, "rollcall": full}
     for child in children.values():
         pin(child, SERVER_CORE)
@@ -44,11 +45,41 @@ def server(rig: Rig, rounds: int, seconds: float) -> dict[str, dict[str, float]]
         calls = _load(ghz, ports[variant], seconds)
         return calls / (children[variant].cpu() - before)
 
-    found = _alternate(measure, rounds, "server", list(children))
+    found = alternate(measure, rounds, "server", list(children))
     lines = sum("code=OK" in line for line in full.log.read_text().splitlines())
     if not lines:
         raise LocalError(f"expected a log line per call in {full.log}, found none: this would compare the wrong thing")
     for child in children.values():
+        child.kill()
+    return found
+
+
+def streams(rig: Rig, rounds: int, seconds: float) -> dict[str, dict[str, dict[str, float]]]:
+    """Load a bare server and an instance of greeter with streams of each kind; messages are what is counted."""
+    bare = rig.child("bare-streams", "bench.bare")
+    bare_uvloop = rig.child("bare-uvloop-streams", "bench.bare", "uvloop")
+    (full,) = rig.instances(["greeter-full"])
+    ports = {"bare": bare.read(), "bare_uvloop": bare_uvloop.read(), "rollcall": port_of(full)}
+    children = {"bare": bare, "bare_uvloop": bare_uvloop, "rollcall": full}
+    loads = {
+        variant: rig.child(f"{variant}-streamer", "bench.streamer", f"127.0.0.1:{port}")
+        for variant, port in ports.items()
+    }
+    for child in children.values():
+        pin(child, SERVER_CORE)
+    for load in loads.values():
+        pin(load, LOAD_CORE)
+
+    found = {}
+    for kind in STREAMS:
+
+        def measure(variant: str, kind: str = kind) -> float:
+            before = children[variant].cpu()
+            messages = loads[variant].ask([kind, seconds])
+            return float(messages / (children[variant].cpu() - before))
+
+        found[kind] = alternate(measure, rounds, kind.replace("_", " "), list(children))
+    for child in (*children.values(), *loads.values()):
         child.kill()
     return found
 
@@ -71,7 +102,7 @@ def caller(rig: Rig, rounds: int, seconds: float) -> dict[str, dict[str, float]]
         answer = children[variant].ask(seconds)
         return float(answer["calls"] / answer["cpu"])
 
-    found = _alternate(measure, rounds, "caller", list(children))
+    found = alternate(measure, rounds, "caller", list(children))
     for child in (*children.values(), target):
         child.kill()
     registry.deregister("called")
@@ -86,7 +117,7 @@ def ghz_binary() -> Path:
     return built
 
 
-def _alternate(
+def alternate(
     measure: Callable[[str], float], rounds: int, what: str, variants: list[str]
 ) -> dict[str, dict[str, float]]:
     """Measure each variant in each round; return each one's calls per CPU second, and Rollcall's as a ratio to it."""
@@ -130,7 +161,8 @@ def _load(ghz: Path, port: int, seconds: float) -> int:
     return int(report["count"])
 
 
-def _port(instance: Child) -> int:
+def port_of(instance: Child) -> int:
+    """Return the port that an instance's log says it serves at."""
     found = re.search(r" serves at 127\.0\.0\.1:(\d+),", instance.log.read_text())
     if not found:
         raise LocalError(f"expected {instance.log} to tell where {instance.name} serves; it does not")

@@ -116,8 +116,8 @@ class Rig:
         return Child(self, name, module, *arguments, environment={"ROLLCALL_CONSUL": self.consul})
 
     def instances(self, ids: Sequence[str]) -> list[Child]:
-        """Start instances of sum side by side, and wait until each is registered."""
-        started = [self.child(id_, "services.sum", "--id", id_) for id_ in ids]
+        """Start instances side by side, `sum-1` being one of sum, and wait until each is registered."""
+        started = [self.child(id_, f"services.{id_.partition('-')[0]}", "--id", id_) for id_ in ids]
         for child in started:
             child.logged(lambda text: "is registered" in text, "registered")
         return started

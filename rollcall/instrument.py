@@ -22,6 +22,13 @@ log = logging.getLogger(__name__)
 INSTANCE = "rollcall-instance"
 """The trailing metadata that tells a caller which instance has answered."""
 
+NEWS = 0.001
+"""Seconds from the end of a caller's stream until its handler may take it to be whole.
+
+When a caller cancels or is gone, grpc.aio first ends its stream, as if there were no more to come, and a moment later
+cancels the handler. Without the wait the handler would always take half a stream for a whole one.
+"""
+
 _DETAILS = "grpc-status-details-bin"
 _KINDS = {
     "unary_unary": "unary",
@@ -164,7 +171,10 @@ class _Counted:
 
     async def read(self) -> Any:
         message = await self._context.read()
-        self._method.received += message is not grpc.aio.EOF
+        if message is grpc.aio.EOF:
+            await asyncio.sleep(NEWS)
+        else:
+            self._method.received += 1
         return message
 
 
@@ -180,6 +190,7 @@ def _streams(behave: Behaviour, method: Method, *, asks: bool) -> Behaviour:
         async for request in requests:
             method.received += 1
             yield request
+        await asyncio.sleep(NEWS)
 
     async def handle(request: Any, context: Any) -> Any:
         asked = counted(request) if asks else request

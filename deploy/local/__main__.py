@@ -2,7 +2,8 @@
 
 Settings, from the environment:
   CONSUL_HTTP_PORT   HTTP port P of the first Consul server (8500). The others follow: HTTP P to P+2, RPC P+10 to P+12,
-                     LAN gossip P+20 to P+22, WAN gossip P+30 to P+32. Services choose free ports of their own.
+                     LAN gossip P+20 to P+22, WAN gossip P+30 to P+32; and P+40 is abacus's, the service that is not
+                     ours. Our own services choose free ports.
   CONSUL_BIN         the Consul binary to use; without it one is found, downloaded or built.
   CONSUL_RELEASES    where HashiCorp's releases are mirrored (https://releases.hashicorp.com).
   ROLLCALL_RUN       where logs, data and process records are kept (.run).
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.local import LocalError, process
-from deploy.local.cluster import SERVERS, STOP_SECONDS, Cluster, ports_from, rendered_port
+from deploy.local.cluster import SERVERS, SPAN, STOP_SECONDS, Cluster, ports_from, rendered_port
 from deploy.local.consul_binary import consul_binary
 from deploy.local.lock import locked
 from deploy.local.progress import Progress, say
@@ -55,8 +56,8 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="start what does not run yet, wait until all of it passes, make a call to each")
-    down_parser = commands.add_parser("down", help="stop all of it; Consul's data is kept")
-    down_parser.add_argument("--purge", action="store_true", help="remove Consul's data and the logs as well")
+    down_parser = commands.add_parser("down", help="stop all of it; its data is kept")
+    down_parser.add_argument("--purge", action="store_true", help="remove all data and the logs as well")
     commands.add_parser("status", help="show what runs; exit code 1 unless all of it does")
     logs_parser = commands.add_parser("logs", help="show the last lines of the logs")
     logs_parser.add_argument("name", nargs="?", help="of one instance (sum-2) or service (sum, consul) only")
@@ -91,7 +92,7 @@ def up(run: Path) -> int:
     """Start what is missing, show it at work, and leave it running; what this run started goes if it fails."""
     with _alone(run):
         port = _http_port(run)
-        cluster = Cluster(run, ports_from(port), Path("consul"))
+        cluster = Cluster(run, ports_from(port), Path("consul"), abacus=port + SPAN)
         absent = [n for n in SERVERS if not cluster.running(n)]
         if absent:
             cluster.check_ports(absent)  # before minutes may go into getting a binary
@@ -120,7 +121,7 @@ def down(run: Path, *, purge: bool) -> int:
         if purge:
             for name in ("data", "logs", "consul", "processes"):
                 shutil.rmtree(run / name, ignore_errors=True)
-            print("removed Consul's data and the logs")
+            print("removed all data and the logs")
     return 0
 
 
@@ -168,8 +169,8 @@ def _print_added(path: Path, start: int, prefix: str) -> int:
 def _http_port(run: Path) -> int:
     """Return the port that is set, refusing one that does not fit what runs already."""
     setting = os.environ.get("CONSUL_HTTP_PORT") or "8500"
-    if not setting.isdecimal() or not 1 <= int(setting) <= 65535 - 32:
-        raise LocalError(f"CONSUL_HTTP_PORT should be a port between 1 and {65535 - 32}, but it is '{setting}'")
+    if not setting.isdecimal() or not 1 <= int(setting) <= 65535 - SPAN:
+        raise LocalError(f"CONSUL_HTTP_PORT should be a port between 1 and {65535 - SPAN}, but it is '{setting}'")
     used = rendered_port(run)
     if used not in (None, int(setting)) and any(process.running(run, f"consul-{n}") for n in SERVERS):
         raise LocalError(

@@ -10,6 +10,8 @@ What the files cannot say for themselves, being JSON:
 - autopilot.min_quorum is 3, so that a killed server stays a voter and counts as soon as it is back. Otherwise it would
   be pruned and return as a non-voter, and killing a second one meanwhile would lose the quorum.
 - autopilot.last_contact_threshold is raised from 200 ms: a busy laptop is late now and then without being unwell.
+- abacus.json describes a service that is not ours, see abacus.py. Every server is given it, so that the service stays
+  listed while one of them is away; to those who look for it the three entries are one instance, as they have one id.
 - http_max_conns_per_client is raised from 200, as every watcher of every service here comes from the same loopback
   address; it stays below 4096, the file descriptors some systems allow, for Consul refuses to start otherwise.
 """
@@ -56,13 +58,16 @@ class Ports:
     serf_wan: int
 
 
+SPAN = 40
+"""How far above the first server's HTTP port the last of the ports is that follow from it: abacus's."""
 PURPOSES = {"http": "HTTP", "server": "RPC", "serf_lan": "LAN gossip", "serf_wan": "WAN gossip"}
 
 
 def ports_from(http: int) -> tuple[Ports, ...]:
     """Return the ports that follow from the first server's HTTP port P.
 
-    HTTP is P to P+2 for servers 1 to 3, RPC P+10 to P+12, LAN gossip P+20 to P+22, WAN gossip P+30 to P+32.
+    HTTP is P to P+2 for servers 1 to 3, RPC P+10 to P+12, LAN gossip P+20 to P+22, WAN gossip P+30 to P+32. P+40 is
+    left to abacus.
     """
     return tuple(Ports(http + i, http + 10 + i, http + 20 + i, http + 30 + i) for i in range(len(SERVERS)))
 
@@ -97,7 +102,8 @@ class Cluster:
         cluster.wait_for_leader()
 
     Servers are known by number, 1 to 3. What already runs under the directory is adopted, not started again.
-    `on_start` is called with the pid of every server started (see guard.py).
+    `on_start` is called with the pid of every server started (see guard.py). With `abacus`, a port, the servers are
+    told of the service that is not ours; it is not started here.
     """
 
     def __init__(
@@ -107,10 +113,12 @@ class Cluster:
         binary: Path,
         *,
         on_start: Callable[[int], None] | None = None,
+        abacus: int | None = None,
     ) -> None:
         self.run = run.resolve()
         self.ports = dict(zip(SERVERS, ports, strict=True))
         self.binary = binary
+        self.abacus = abacus
         self._on_start = on_start
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy has no business on loopback
@@ -208,7 +216,7 @@ class Cluster:
                 if not all(_bindable(port, kind) for kind in kinds):
                     raise LocalError(
                         f"port {port} ({PURPOSES[field]} of {_name(n)}) should be free, but {_holder(port)} has it: "
-                        "stop that, or set CONSUL_HTTP_PORT to a port with 33 free ones from it"
+                        f"stop that, or set CONSUL_HTTP_PORT to a port with {SPAN + 1} free ones from it"
                     )
 
     def render(self, n: int) -> Path:
@@ -221,6 +229,16 @@ class Cluster:
         target.write_text(json.dumps(config, indent=2) + "\n")
         return target.parent
 
+    def render_abacus(self, port: int) -> Path:
+        """Write the description of the service that is not ours, with its port, into the run directory; return it."""
+        description = json.loads((CONFIG / "abacus.json").read_text())
+        description["service"]["port"] = port
+        description["service"]["check"]["grpc"] = f"{HOST}:{port}"
+        target = self.run / "consul" / "abacus.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(description, indent=2) + "\n")
+        return target
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -232,6 +250,8 @@ class Cluster:
         config = self.render(n)
         command = [str(self.binary), "agent", "-config-file", str(CONFIG / "common.json")]
         command += ["-config-dir", str(config), "-data-dir", str(self._data(n))]
+        if self.abacus:
+            command += ["-config-file", str(self.render_abacus(self.abacus))]
         started = process.start(_name(n), command, run=self.run)
         if self._on_start:
             self._on_start(started.pid)

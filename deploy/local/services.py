@@ -14,10 +14,14 @@ import grpc
 import psutil
 
 import rollcall
+from contracts.greeter.v1 import greeter_pb2, greeter_pb2_grpc
+from contracts.hello.v1.hello import HELLO
 from contracts.person.v1 import person_pb2, person_pb2_grpc
+from contracts.student.v1 import student_pb2, student_pb2_grpc
 from contracts.sum.v1 import sum_pb2, sum_pb2_grpc
 from deploy.local import LocalError, process
 from deploy.local.progress import Progress
+from rollcall import jsonrpc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -30,18 +34,53 @@ READY_SECONDS = 45.0
 POLL_SECONDS = 0.1
 
 
-async def add(channel: grpc.aio.Channel) -> str:
+async def add(registry: rollcall.Registry) -> str:
     """Call sum.Add and return the line that says so."""
-    call = sum_pb2_grpc.SumServiceStub(channel).Add(sum_pb2.AddRequest(num1=333, num2=666), timeout=CALL_SECONDS)
-    reply = await call
-    return await _answered(f"sum.Add(333, 666) = {reply.res}", call)
+    async with rollcall.dial("sum", registry=registry) as channel:
+        call = sum_pb2_grpc.SumServiceStub(channel).Add(sum_pb2.AddRequest(num1=333, num2=666), timeout=CALL_SECONDS)
+        return await _answered(f"sum.Add(333, 666) = {(await call).res}", call)
 
 
-async def do(channel: grpc.aio.Channel) -> str:
+async def do(registry: rollcall.Registry) -> str:
     """Call person.Do and return the line that says so."""
-    call = person_pb2_grpc.PersonServiceStub(channel).Do(person_pb2.Person(name="李白", age=333), timeout=CALL_SECONDS)
-    reply = await call
-    return await _answered(f'person.Do(name="李白", age=333) = "{reply.name}", {reply.age}', call)
+    async with rollcall.dial("person", registry=registry) as channel:
+        person = person_pb2.Person(name="李白", age=333)
+        call = person_pb2_grpc.PersonServiceStub(channel).Do(person, timeout=CALL_SECONDS)
+        reply = await call
+        return await _answered(f'person.Do(name="李白", age=333) = "{reply.name}", {reply.age}', call)
+
+
+async def greet_in_chinese(registry: rollcall.Registry) -> str:
+    """Call hello.HelloWorld, by JSON-RPC, and return the line that says so."""
+    async with jsonrpc.dial(HELLO, registry=registry, deadline=CALL_SECONDS) as hello:
+        reply = await hello.HelloWorld("李白")
+        return _line(f'hello.HelloWorld("李白") = "{reply}"', jsonrpc.answered_by.get())
+
+
+async def add_student(registry: rollcall.Registry) -> str:
+    """Call student.AddFunc, which calls sum, and return the line that says so."""
+    async with rollcall.dial("student", registry=registry) as channel:
+        student = student_pb2.Student(name="李白", age=33, score=[90, 85, 77])
+        call = student_pb2_grpc.StudentServiceStub(channel).AddFunc(student, timeout=CALL_SECONDS)
+        stored = await call
+        text = f'student.AddFunc(name="李白", age=33, score=[90, 85, 77]) = id {stored.id}, total {stored.total}'
+        return await _answered(text, call)
+
+
+async def greet(registry: rollcall.Registry) -> str:
+    """Call greeter.Call and return the line that says so."""
+    async with rollcall.dial("greeter", registry=registry) as channel:
+        request = greeter_pb2.CallRequest(name="李白")
+        call = greeter_pb2_grpc.GreeterServiceStub(channel).Call(request, timeout=CALL_SECONDS)
+        return await _answered(f'greeter.Call("李白") = "{(await call).msg}"', call)
+
+
+async def add_by_abacus(registry: rollcall.Registry) -> str:
+    """Call Add of the service that is not ours and return the line that says so."""
+    async with rollcall.dial("abacus", registry=registry) as channel:
+        stub = sum_pb2_grpc.SumServiceStub(channel)
+        reply = await stub.Add(sum_pb2.AddRequest(num1=333, num2=666), timeout=CALL_SECONDS)
+        return _line(f"abacus.Add(333, 666) = {reply.res}", "abacus, which knows nothing of Rollcall")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +89,41 @@ class Service:
 
     name: str
     instances: int
-    example: Callable[[grpc.aio.Channel], Awaitable[str]]
+    example: Callable[[rollcall.Registry], Awaitable[str]]
+    flags: tuple[str, ...] = ()
+    """What its instances are given beside their id and Consul's addresses; {run} stands for the run directory."""
 
     @property
     def ids(self) -> list[str]:
         """The ids of its instances: sum-1, sum-2, ..."""
         return [f"{self.name}-{n}" for n in range(1, self.instances + 1)]
 
+    def command(self, instance: str, cluster: Cluster) -> list[str]:
+        """Return the command that runs one instance; it chooses its own port and registers itself."""
+        flags = [flag.format(run=cluster.run) for flag in self.flags]
+        return ["services." + self.name, "--id", instance, "--consul", ",".join(cluster.addresses), *flags]
+
+
+class Foreign(Service):
+    """A service that is not ours: one instance, which Consul has been told of by a file. See abacus.py."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The id that the file gives it."""
+        return [self.name]
+
+    def command(self, instance: str, cluster: Cluster) -> list[str]:
+        """Return the command that runs it where the file says."""
+        return [f"deploy.local.{instance}", "--port", str(cluster.abacus)]
+
 
 TABLE = (
+    Service("hello", 3, greet_in_chinese),
     Service("sum", 3, add),
     Service("person", 3, do),
+    Service("student", 3, add_student, flags=("--database", "sqlite:///{run}/data/student.db")),
+    Service("greeter", 3, greet),
+    Foreign("abacus", 1, add_by_abacus),
 )
 
 
@@ -81,11 +144,11 @@ def missing(run: Path) -> list[str]:
 
 
 def start(cluster: Cluster, ids: Iterable[str]) -> None:
-    """Start these instances; each chooses its own port and registers itself."""
+    """Start these instances, side by side."""
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}  # a log should be whole when its instance is killed
+    services = {instance: service for service in TABLE for instance in service.ids}
     for instance in ids:
-        command = [sys.executable, "-m", f"services.{instance.rpartition('-')[0]}", "--id", instance]
-        command += ["--consul", ",".join(cluster.addresses)]
-        env = {**os.environ, "PYTHONUNBUFFERED": "1"}  # its log should be whole when it is killed
+        command = [sys.executable, "-m", *services[instance].command(instance, cluster)]
         process.start(instance, command, run=cluster.run, cwd=ROOT, env=env)
 
 
@@ -126,13 +189,14 @@ def example_calls(addresses: list[str]) -> list[str]:
         lines = []
         for service in TABLE:
             try:
-                async with rollcall.dial(service.name, registry=registry) as channel:
-                    lines.append(await service.example(channel))
+                lines.append(await service.example(registry))
             except rollcall.BadSettingError as error:
                 raise LocalError(str(error)) from error
             except grpc.aio.AioRpcError as error:
                 found = f"{error.code().name}: {error.details()}"
                 raise LocalError(f"expected an answer from {service.name}, found {found}; see make logs") from error
+            except jsonrpc.JsonRpcError as error:
+                raise LocalError(f"expected an answer from {service.name}, found: {error}; see make logs") from error
         return lines
 
     return asyncio.run(calls())
@@ -141,6 +205,10 @@ def example_calls(addresses: list[str]) -> list[str]:
 async def _answered(text: str, call: Any) -> str:
     metadata = await call.trailing_metadata()
     who = next((value for key, value in metadata or () if key == "rollcall-instance"), "an instance that did not say")
+    return _line(text, who)
+
+
+def _line(text: str, who: str) -> str:
     return f"{text:<41}    answered by {who}"
 
 
@@ -155,15 +223,14 @@ def _row(run: Path, service: Service, instance: str, known: list[dict[str, Any]]
     if known is None:
         return Row(service.name, instance, "", "running, but Consul does not answer", log)
     ports = _listening(found.pid)
-    for entry in known:
-        # An instance killed a moment ago may still be registered as it was: count only what this process listens on.
-        registered = entry["Service"]
-        if registered["ID"] == instance and registered["Port"] in ports:
-            health = (
-                "passing" if all(check["Status"] == "passing" for check in entry["Checks"]) else "failing its check"
-            )
-            return Row(service.name, instance, f"{registered['Address']}:{registered['Port']}", health, log)
-    return Row(service.name, instance, "", "not registered", log)
+    # An instance killed a moment ago may still be registered as it was: count only what this process listens on. And it
+    # can be listed by more than one server: passing once is passing.
+    listed = [each for each in known if each["Service"]["ID"] == instance and each["Service"]["Port"] in ports]
+    if not listed:
+        return Row(service.name, instance, "", "not registered", log)
+    address = f"{listed[0]['Service']['Address']}:{listed[0]['Service']['Port']}"
+    passing = any(all(check["Status"] == "passing" for check in each["Checks"]) for each in listed)
+    return Row(service.name, instance, address, "passing" if passing else "failing its check", log)
 
 
 def _listening(pid: int) -> set[int]:

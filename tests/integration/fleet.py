@@ -20,6 +20,7 @@ import rollcall
 from deploy.local import process
 from deploy.local.cluster import Cluster
 from deploy.local.guard import Guard
+from rollcall import jsonrpc
 
 T = TypeVar("T")
 
@@ -73,6 +74,13 @@ class Fleet:
     def log(self, instance: str) -> str:
         return Path(self.process(instance).log).read_text()
 
+    def runs(self, instance: str) -> bool:
+        return process.running(self.run, instance) is not None
+
+    def served(self, instance: str) -> int:
+        """Return how many calls it has answered well, in all its lives."""
+        return self.log(instance).count("code=OK")
+
     def process(self, instance: str) -> process.Process:
         found = process.recorded(self.run, instance)
         assert found, f"{instance} was never started"
@@ -112,7 +120,14 @@ class Tally:
         return f"{self.answered.total():,} calls ({spread}), {len(self.failed)} failed, slowest {self.slowest:.2f} s"
 
 
-Call = Callable[[], Awaitable[Any]]
+Call = Callable[[], Awaitable[str]]
+"""Makes a call, sees that its answer is right, and returns the id of the instance that has given it."""
+
+
+async def answered_by(call: Any) -> str:
+    """Wait for the answer to a gRPC call; return the id of the instance that has given it."""
+    await call
+    return str(dict(await call.trailing_metadata())["rollcall-instance"])
 
 
 @contextlib.asynccontextmanager
@@ -124,13 +139,13 @@ async def load(call: Call, instances: int = 3) -> AsyncIterator[Tally]:
         while not over.is_set() or tally.answered.total() < CALLS:
             begun = time.monotonic()
             try:
-                answering = call()
-                await answering
-                instance = dict(await answering.trailing_metadata())["rollcall-instance"]  # type: ignore[attr-defined]
+                instance = await call()
                 tally.answered[instance] += 1
                 tally.first.setdefault(instance, time.monotonic())
             except grpc.aio.AioRpcError as error:
                 tally.failed.append((time.monotonic(), error.code().name, error.details() or ""))
+            except jsonrpc.JsonRpcError as error:
+                tally.failed.append((time.monotonic(), type(error).__name__, str(error)))
             tally.slowest = max(tally.slowest, time.monotonic() - begun)
             await asyncio.sleep(PACE)
 

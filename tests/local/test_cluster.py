@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local import LocalError
-from deploy.local.cluster import CONFIG, SERVERS, Cluster, free_ports, ports_from
+from deploy.local.cluster import CONFIG, SERVERS, SPAN, Cluster, free_ports, ports_from
 from deploy.local.guard import Guard
 
 
@@ -94,7 +94,7 @@ def test_the_files_are_valid_for_a_start_by_hand(n: int, tmp_path: Path, consul_
     # `consul validate` wants a data directory and takes none by flag, so it is handed in as one more file.
     data = tmp_path / "data.json"
     data.write_text(json.dumps({"data_dir": str(tmp_path)}))
-    files = [CONFIG / "common.json", CONFIG / f"server-{n}", data]
+    files = [CONFIG / "common.json", CONFIG / "abacus.json", CONFIG / f"server-{n}", data]
     said = subprocess.run([consul_binary, "validate", *files], capture_output=True, text=True, timeout=20, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
 
@@ -104,6 +104,11 @@ def test_the_files_hold_the_default_ports(n: int, tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, ports_from(8500), Path("consul"))
     rendered = json.loads((cluster.render(n) / "server.json").read_text())
     assert rendered == json.loads((CONFIG / f"server-{n}" / "server.json").read_text())
+
+
+def test_the_file_of_the_service_that_is_not_ours_holds_its_default_port(tmp_path: Path) -> None:
+    rendered = Cluster(tmp_path, ports_from(8500), Path("consul")).render_abacus(8500 + SPAN)
+    assert json.loads(rendered.read_text()) == json.loads((CONFIG / "abacus.json").read_text())
 
 
 def test_servers_start_by_hand(tmp_path: Path, cluster: Cluster) -> None:

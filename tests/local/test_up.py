@@ -1,15 +1,10 @@
 """`make up`, `make status`, `make logs` and `make down`, as a user runs them, on ports and in a folder of their own."""
 
-import os
-import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -19,55 +14,22 @@ from deploy.local import process
 from deploy.local.cluster import Cluster, ports_from
 from deploy.local.guard import Guard
 from deploy.local.services import TABLE, missing, rows
+from tests.up import Local, free_ports_from
 
 IDS = [instance for service in TABLE for instance in service.ids]
 SERVER_NAMES = ["consul-1", "consul-2", "consul-3"]
-CALLS = r"""sum\.Add\(333, 666\) = 999                      answered by sum-[123]
-person\.Do\(name="李白", age=333\) = "李白 is sleeping", 999    answered by person-[123]
+CALLS = r"""hello\.HelloWorld\("李白"\) = "李白 你好" +answered by hello-[123]
+sum\.Add\(333, 666\) = 999 +answered by sum-[123]
+person\.Do\(name="李白", age=333\) = "李白 is sleeping", 999 +answered by person-[123]
+student\.AddFunc\(name="李白", age=33, score=\[90, 85, 77\]\) = id \d+, total 252 +answered by student-[123]
+greeter\.Call\("李白"\) = "Hello 李白" +answered by greeter-[123]
+abacus\.Add\(333, 666\) = 999 +answered by abacus, which knows nothing of Rollcall
 """
 
 
-class Local:
-    """The command, with its settings."""
-
-    def __init__(self, run: Path, port: int, consul: Path) -> None:
-        self.run = run
-        self.port = port
-        settings = {"ROLLCALL_RUN": str(run), "CONSUL_HTTP_PORT": str(port), "CONSUL_BIN": str(consul)}
-        settings["ROLLCALL_DRAIN"] = "0.2"  # seconds; nobody calls these instances while they stop
-        self.env = {**os.environ, **settings}
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "deploy.local", *arguments],
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-        )
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        with self.start(*arguments) as command:
-            out, err = command.communicate(timeout=120)
-            return command.returncode, out, err
-
-    def pids(self) -> dict[str, int]:
-        return {found.name: found.pid for found in process.all_recorded(self.run) if found.running()}
-
-
 @pytest.fixture(scope="module")
-def port() -> int:
-    """A port from which every port of the cluster is free."""
-    for http in random.sample(range(15000, 31900, 50), 100):
-        cluster = Cluster(Path(), ports_from(http), Path("consul"))
-        if not any(_taken(port) for ports in cluster.ports.values() for port in asdict(ports).values()):
-            return http
-    pytest.fail("expected 12 free ports within 33, found none from 15000 to 31900")
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory, port: int, consul_binary: Path, guard: Guard) -> Iterator[Local]:
-    local = Local(tmp_path_factory.mktemp("up"), port, consul_binary)
+def local(tmp_path_factory: pytest.TempPathFactory, consul_binary: Path, guard: Guard) -> Iterator[Local]:
+    local = Local(tmp_path_factory.mktemp("up"), free_ports_from(), consul_binary)
     yield local
     for pid in local.pids().values():  # in case a test failed half-way, or `down` does not work
         guard.watch(pid)
@@ -172,6 +134,7 @@ def test_down_stops_all_of_it_lets_services_deregister_and_keeps_the_data(runnin
     assert running.pids() == {}
     assert missing(running.run) == IDS
     assert (running.run / "data" / "consul-1").is_dir()
+    assert (running.run / "data" / "student.db").is_file()
     assert running("down")[:2] == (0, "nothing was running\n")
 
 
@@ -213,14 +176,4 @@ def test_a_bad_port_is_refused(local: Local, setting: str) -> None:
     code, _, err = local("up")
     local.env["CONSUL_HTTP_PORT"] = good
     assert code == 1
-    assert f"CONSUL_HTTP_PORT should be a port between 1 and 65503, but it is '{setting}'" in err
-
-
-def _taken(port: int) -> bool:
-    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-        with closing(socket.socket(socket.AF_INET, kind)) as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                return True
-    return False
+    assert f"CONSUL_HTTP_PORT should be a port between 1 and 65495, but it is '{setting}'" in err

@@ -1,0 +1,1 @@
+"""greeter: greets, and streams."""
