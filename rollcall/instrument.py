@@ -172,7 +172,7 @@ class _Counted:
     async def read(self) -> Any:
         message = await self._context.read()
         if message is grpc.aio.EOF:
-            await asyncio.sleep(NEWS)
+            await _news()
         else:
             self._method.received += 1
         return message
@@ -190,7 +190,7 @@ def _streams(behave: Behaviour, method: Method, *, asks: bool) -> Behaviour:
         async for request in requests:
             method.received += 1
             yield request
-        await asyncio.sleep(NEWS)
+        await _news()
 
     async def handle(request: Any, context: Any) -> Any:
         asked = counted(request) if asks else request
@@ -203,6 +203,12 @@ def _streams(behave: Behaviour, method: Method, *, asks: bool) -> Behaviour:
         return None
 
     return handle
+
+
+async def _news() -> None:
+    """Let the news come in that a caller has cancelled, in which case this does not return."""
+    await asyncio.sleep(NEWS)
+    await asyncio.sleep(0)  # a loop that was held up wakes its sleepers before it looks for news
 
 
 def _name(status: grpc.StatusCode | int | None) -> str:

@@ -172,6 +172,7 @@ class Life(ABC):
                 await asyncio.to_thread(registration.close)
                 telemetry.registered.set(0)
                 await asyncio.sleep(settings.drain)
+            log.info("%s takes no more calls; those in flight have %g s", instance.id, settings.grace)
             await server.stop(settings.grace)
             log.info("%s has ended", instance.id)
         if refusal:
@@ -186,11 +187,13 @@ class Life(ABC):
             "http": HttpCheck(f"http://{instance.target.rpartition(':')[0]}:{http_port}/livez"),
             "ttl": TtlCheck(),
         }
-        chosen = kinds[settings.check] if settings.check else self._check
+        chosen = self._check
+        if settings.check and not isinstance(chosen, type(kinds[settings.check])):
+            chosen = kinds[settings.check]
         if not isinstance(chosen, self.checks):
             fit = ", ".join(name for name, each in kinds.items() if isinstance(each, self.checks))
             raise BadSettingError(
-                f"setting --check ({PREFIX}CHECK): {self.name} cannot be checked by {settings.check}; expected {fit}"
+                f"setting --check ({PREFIX}CHECK): {self.name} cannot be checked by {chosen}; expected one of {fit}"
             )
         interval, timeout = settings.check_interval, settings.check_timeout
         if isinstance(chosen, TtlCheck):

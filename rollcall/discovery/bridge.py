@@ -7,13 +7,11 @@ service (ADS) on a unix socket of this process, and the C core subscribes to it.
 Everything here runs on threads of its own: an event loop that the application blocks must not stop discovery.
 """
 
-import ipaddress
 import itertools
 import json
 import logging
 import os
 import queue
-import socket
 import sys
 import tempfile
 import threading
@@ -172,8 +170,7 @@ class Service:
         # gRPC refuses a list that has an endpoint twice, as when an instance got the address of one that still passes.
         weights: dict[tuple[str, int], int] = {}
         for instance in instances:
-            if address := _resolve(instance):
-                weights.setdefault((address, instance.port), instance.weight)
+            weights.setdefault((instance.address, instance.port), instance.weight)
         with self._lock:
             if self._closed:
                 return
@@ -298,16 +295,3 @@ def _bootstrap(address: str) -> None:
     config.setdefault("node", {"id": f"rollcall-{os.getpid()}"})
     config.setdefault("authorities", {})[xds.AUTHORITY] = {"xds_servers": ours}
     os.environ["GRPC_XDS_BOOTSTRAP_CONFIG"] = json.dumps(config)
-
-
-def _resolve(instance: Instance) -> str:
-    """Return the IP address of an instance; xDS takes no host names. Empty, with a warning, when there is none."""
-    try:
-        return str(ipaddress.ip_address(instance.address))
-    except ValueError:
-        pass
-    try:
-        return str(socket.getaddrinfo(instance.address, instance.port, type=socket.SOCK_STREAM)[0][4][0])
-    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
-        log.warning("instance %s of %r is left out: %s: %s", instance.id, instance.name, instance.address, error)
-        return ""

@@ -6,9 +6,12 @@ likely than that they are gone is that the registry is at fault, so they are kep
 Everything here runs on threads of its own: an event loop that the application blocks must not stop discovery.
 """
 
+import ipaddress
 import logging
+import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from rollcall.discovery.subset import subset
 from rollcall.registry import Instance, Registry, RegistryError
@@ -26,9 +29,9 @@ SECOND_LOOK = 1.0
 class Membership:
     """The instances of a service that a caller should call, followed from now until `close`.
 
-    `on_change` gets them each time they change, from a thread of this object's and never twice at the same time; an
-    empty tuple when there is nobody to call, which `explanation` puts into words. `caller` decides which part of a
-    large service is chosen, see `subset`.
+    `on_change` gets them each time they change, host names resolved, from a thread of this object's and never twice at
+    the same time; an empty tuple when there is nobody to call, which `explanation` puts into words. `caller` decides
+    which part of a large service is chosen, see `subset`.
     """
 
     def __init__(
@@ -77,7 +80,8 @@ class Membership:
 
     def _update(self, instances: tuple[Instance, ...]) -> None:
         log.debug("%r passes at %s", self.name, ", ".join(each.target for each in instances) or "no instance")
-        chosen = subset(instances, self._caller, self.settings.subset)
+        resolved = [_resolved(each) for each in subset(instances, self._caller, self.settings.subset)]
+        chosen = tuple(each for each in resolved if each)
         with self._lock:
             if self._closed:
                 return
@@ -116,3 +120,19 @@ class Membership:
     def _tell(self, instances: tuple[Instance, ...]) -> None:
         self._current = instances
         self._on_change(instances)
+
+
+def _resolved(instance: Instance) -> Instance | None:
+    """Return an instance with an IP address: xDS takes no host names. None, with a warning, when there is none."""
+    try:
+        ipaddress.ip_address(instance.address)
+    except ValueError:
+        pass
+    else:
+        return instance
+    try:
+        address = socket.getaddrinfo(instance.address, instance.port, type=socket.SOCK_STREAM)[0][4][0]
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
+        log.warning("instance %s of %r is left out: %s: %s", instance.id, instance.name, instance.address, error)
+        return None
+    return replace(instance, address=str(address))

@@ -23,6 +23,11 @@ PROGRAMS = re.findall(r"```python\n([^`]*)```\n\n```text\n([^`]*)```", DOC)
 (CONSOLE,) = re.findall(r"```console\n([^`]*)```", DOC)
 
 
+def test_nothing_that_is_shown_is_left_out() -> None:
+    kinds = re.findall(r"^```(\w+)", DOC, re.MULTILINE)
+    assert sorted(kinds) == sorted(["console", "python", *["python", "text"] * len(PROGRAMS)])
+
+
 @pytest.fixture(scope="module")
 def environment(
     tmp_path_factory: pytest.TempPathFactory, consul_binary: Path, guard: Guard

@@ -3,6 +3,7 @@
 import queue
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import rollcall
@@ -73,6 +74,19 @@ def test_the_last_ones_are_kept_for_the_grace_and_no_longer() -> None:
     assert told.until() - begun >= 0.9
     assert "no instance of service 'one' passes its checks" in told.members.explanation()
     registry.yields.put((OTHER,))
+    told.until(OTHER)
+    told.members.close()
+
+
+def test_the_last_ones_are_kept_as_well_when_no_name_can_be_resolved() -> None:
+    registry = Repeating()
+    registry.yields.put((ONE,))
+    told = Told(registry, empty_grace=1.0)
+    told.until(ONE)
+    registry.yields.put((replace(OTHER, address="no-such-host.invalid"),))
+    begun = time.monotonic()
+    assert told.until() - begun >= 0.9
+    registry.yields.put((replace(OTHER, address="localhost"),))
     told.until(OTHER)
     told.members.close()
 
