@@ -161,9 +161,9 @@ def _found() -> Path | None:
     return next((each for each in candidates if (each / "initdb").exists() and (each / "postgres").exists()), None)
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgreSQL]:
-    """Run one server for the session; each test makes a database of its own."""
+@contextlib.contextmanager
+def running() -> Iterator[PostgreSQL]:
+    """Run a server; skips the test if there is none to be had."""
     with Guard() as guard, contextlib.closing(PostgreSQL(programs(), guard)) as server:
         server.start()
         yield server

@@ -18,7 +18,7 @@ import requests
 
 import rollcall
 from deploy.local import process
-from deploy.local.cluster import Cluster
+from deploy.local.cluster import SERVERS, Cluster
 from deploy.local.guard import Guard
 from rollcall import jsonrpc
 
@@ -99,8 +99,12 @@ class Fleet:
         """Leave neither processes behind nor registrations, which the next test on this cluster would find."""
         for instance in self._programs:
             self.process(instance).kill()
-            with contextlib.suppress(rollcall.RegistryError):
-                self.registry.deregister(instance)
+        for n in SERVERS:  # one that a test has stopped would come back with what was registered on it
+            self.cluster.server(n).signal(Signals.SIGCONT)
+            self.cluster.start_server(n)
+        self.cluster.wait_for_leader()
+        for instance in self._programs:
+            self.registry.deregister(instance)
 
 
 @dataclass
