@@ -61,7 +61,8 @@ async def add_student(registry: rollcall.Registry) -> str:
     """Call student.AddFunc, which calls sum, and return the line that says so."""
     async with rollcall.dial("student", registry=registry) as channel:
         student = student_pb2.Student(name="李白", age=33, score=[90, 85, 77])
-        call = student_pb2_grpc.StudentServiceStub(channel).AddFunc(student, timeout=CALL_SECONDS)
+        metadata = (("idempotency-key", "make up"),)  # `make up` again stores no other student
+        call = student_pb2_grpc.StudentServiceStub(channel).AddFunc(student, timeout=CALL_SECONDS, metadata=metadata)
         stored = await call
         text = f'student.AddFunc(name="李白", age=33, score=[90, 85, 77]) = id {stored.id}, total {stored.total}'
         return await _answered(text, call)

@@ -20,6 +20,12 @@ OLDEST = 150  # years
 LONGEST = 100  # characters of a name, a teacher, a class
 HEAVIEST = 1000
 SCORES, BEST = 64, 1000
+IN_FLIGHT = 256
+"""The most calls of sum that one instance has in flight, for all it is asked together.
+
+32 callers whose students have the most scores would make 1,024 at once: as many as the circuit breaker of the channel
+lets pass, and it refuses the rest, though nothing is wrong. A quarter of that keeps sum as busy.
+"""
 NAMED = 8  # scores at fault that an answer names: gRPC's metadata has room for 8 kB
 PAGE, LARGEST_PAGE = 50, 1000  # 1000 of the largest students are 1 MB; gRPC's messages have 4
 
@@ -29,6 +35,7 @@ class Student(student_pb2_grpc.StudentServiceServicer):
 
     def __init__(self, store: Store, sums: "sum_pb2_grpc.SumServiceAsyncStub") -> None:
         self._store, self._sums = store, sums
+        self._free = asyncio.Semaphore(IN_FLIGHT)
 
     async def AddFunc(
         self, request: student_pb2.Student, context: "ServicerContext[student_pb2.Student, student_pb2.Student]"
@@ -80,13 +87,21 @@ class Student(student_pb2_grpc.StudentServiceServicer):
         return student_pb2.ListResponse(students=page, next_page_token=_token(page[-1].id) if found[size:] else "")
 
     async def _total(self, score: Sequence[int]) -> int:
-        """Have sum add up the scores: all pairs at once, then the pairs of their sums."""
+        """Have sum add up the scores: all pairs at once, then the pairs of their sums. Raises the first error."""
         values = list(score)
         while len(values) > 1:
             pairs = zip(values[::2], values[1::2], strict=False)  # of an odd number the last goes to the next round
-            answers = await asyncio.gather(*(self._sums.Add(sum_pb2.AddRequest(num1=a, num2=b)) for a, b in pairs))
-            values = [answer.res for answer in answers] + values[len(answers) * 2 :]
+            try:
+                async with asyncio.TaskGroup() as group:  # without one of them the others are of no use
+                    answers = [group.create_task(self._add(a, b)) for a, b in pairs]
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            values = [answer.result() for answer in answers] + values[len(answers) * 2 :]
         return sum(values)
+
+    async def _add(self, a: int, b: int) -> int:
+        async with self._free:
+            return (await self._sums.Add(sum_pb2.AddRequest(num1=a, num2=b))).res
 
 
 @contextlib.asynccontextmanager

@@ -116,9 +116,11 @@ class Store:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._tasks:  # what callers have left behind ends by itself, see `_transaction`
+            await asyncio.wait(self._tasks, timeout=SECONDS)
+        await self._engine.dispose()
         for task in self._tasks:
             task.cancel()
-        await self._engine.dispose()
 
     async def add(self, student: student_pb2.Student, total: int, key: str | None = None) -> student_pb2.Student:
         """Store a student and return it as stored; under a key that has one already, return that.

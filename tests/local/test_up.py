@@ -13,7 +13,7 @@ import pytest
 from deploy.local import process
 from deploy.local.cluster import Cluster, ports_from
 from deploy.local.guard import Guard
-from deploy.local.services import TABLE, missing, rows
+from deploy.local.services import ROOT, TABLE, missing, rows
 from tests.up import Local, free_ports_from
 
 IDS = [instance for service in TABLE for instance in service.ids]
@@ -55,9 +55,31 @@ def test_up_starts_all_of_it_and_shows_it_at_work(running: Local) -> None:
     assert sorted(running.pids()) == sorted([*SERVER_NAMES, *IDS])
 
 
+def test_the_readme_shows_what_up_prints(running: Local) -> None:
+    """All of it, but for what may be another at each start: who answered, ids, ports and where the leader is."""
+    shown = re.search(r"<!-- output of make up -->\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert shown
+    _, out, _ = running("up")
+    assert alike(shown[1]) == alike(out.replace(str(running.run), ".run"))
+
+
+def alike(output: str) -> str:
+    for pattern, instead in (
+        (r"(answered by \w+)-\d\b", r"\1-N"),
+        (r"\bid \d+", "id N"),
+        (r"127\.0\.0\.1:\d+", "ADDRESS:PORT"),
+        (r"\b(consul-\d .*? passing)(, leader)?\b", r"\1"),
+        (r"(?m)(?<=\S) {2,}", "  "),  # between columns: their widths follow from the above
+    ):
+        output = re.sub(pattern, instead, output)
+    return output
+
+
 def test_up_again_changes_nothing(running: Local) -> None:
     before = running.pids()
-    assert running("up")[0] == 0
+    stored = [re.findall(r"id (\d+), total 252", running("up")[1]) for _ in range(2)]
+    assert stored[0], "the student that `up` adds"
+    assert stored[0] == stored[1]
     assert running.pids() == before
 
 
@@ -124,7 +146,7 @@ def test_a_service_that_does_not_start_is_named_with_its_log_and_the_others_run_
     assert running.pids() == before
 
 
-def test_down_stops_all_of_it_lets_services_deregister_and_keeps_the_data(running: Local) -> None:
+def test_down_stops_all_of_it_lets_services_deregister_and_keeps_the_data_until_purged(running: Local) -> None:
     cluster = Cluster(running.run, ports_from(running.port), Path("consul"))
     assert {row.health for row in rows(cluster)} == {"passing"}
     code, out, err = running("down")
@@ -136,6 +158,8 @@ def test_down_stops_all_of_it_lets_services_deregister_and_keeps_the_data(runnin
     assert (running.run / "data" / "consul-1").is_dir()
     assert (running.run / "data" / "student.db").is_file()
     assert running("down")[:2] == (0, "nothing was running\n")
+    assert running("down", "--purge")[0] == 0
+    assert not (running.run / "data").exists()
 
 
 def test_a_taken_port_is_one_line_and_starts_nothing(local: Local) -> None:

@@ -13,13 +13,14 @@ from grpc_status import rpc_status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import rollcall
 from contracts.student.v1 import student_pb2, student_pb2_grpc
 from contracts.student.v1.student_pb2 import GetRequest, ListRequest, Student
 from contracts.sum.v1 import sum_pb2, sum_pb2_grpc
 from rollcall.instrument import Instrumented
 from rollcall.telemetry import Telemetry
+from services.student.handler import IN_FLIGHT, _after, _token
 from services.student.handler import Student as Handler
-from services.student.handler import _after, _token
 from services.student.store import Store
 from services.sum.handler import Sum
 from tests.postgres import PostgreSQL
@@ -30,39 +31,53 @@ class CountingSum(Sum):
 
     def __init__(self) -> None:
         self.calls = 0
-        self.refuses = False
+        self.in_flight = 0
+        self.idle = asyncio.Event()
+        """Set when the last call in flight has ended."""
+        self.refuses = range(0)
+        """Which calls it refuses, by their number."""
         self.gathers = 0
         """How many calls must have come before the first is answered."""
         self.gathered = asyncio.Event()
 
     async def Add(self, request: sum_pb2.AddRequest, context: Any) -> sum_pb2.AddResponse:
         self.calls += 1
-        if self.refuses:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "sum has had enough")
-        if self.calls >= self.gathers:
-            self.gathered.set()
-        await self.gathered.wait()
-        return await super().Add(request, context)
+        self.in_flight += 1
+        try:
+            if self.calls in self.refuses:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "sum has had enough")
+            if self.calls >= self.gathers:
+                self.gathered.set()
+            await self.gathered.wait()
+            return await super().Add(request, context)
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                self.idle.set()
 
 
 def over_the_wire(database: str, scenario: Callable[[Any, CountingSum], Awaitable[None]]) -> None:
-    async def serve(
-        stack: AsyncExitStack, add_to_server: Callable[[Any, Any], None], servicer: Any
-    ) -> grpc.aio.Channel:
+    async def serve(stack: AsyncExitStack, add_to_server: Callable[[Any, Any], None], servicer: Any) -> int:
         server = grpc.aio.server()
         measured = Instrumented(server, Telemetry("", "", ""))
         add_to_server(servicer, measured)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         stack.push_async_callback(server.stop, None)
-        return await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+        return port
 
     async def run() -> None:
         sums = CountingSum()
         async with asyncio.timeout(30), Store(database) as store, AsyncExitStack() as stack:
-            adding = await serve(stack, sum_pb2_grpc.add_SumServiceServicer_to_server, sums)
+            registry = rollcall.MemoryRegistry()
+            port = await serve(stack, sum_pb2_grpc.add_SumServiceServicer_to_server, sums)
+            registry.register(rollcall.Instance("sum-1", "sum", "127.0.0.1", port), rollcall.TtlCheck(3))
+            adding = await stack.enter_async_context(
+                rollcall.dial("sum", registry=registry, max_requests=IN_FLIGHT)  # its circuit breaker refuses the rest
+            )
             student = Handler(store, sum_pb2_grpc.SumServiceStub(adding))
-            keeping = await serve(stack, student_pb2_grpc.add_StudentServiceServicer_to_server, student)
+            port = await serve(stack, student_pb2_grpc.add_StudentServiceServicer_to_server, student)
+            keeping = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
             await scenario(student_pb2_grpc.StudentServiceStub(keeping), sums)
 
     asyncio.run(run())
@@ -114,6 +129,24 @@ def test_sum_adds_up_pairs_at_once(database: str) -> None:
         assert (await stub.AddFunc(li(score=[1000] * 64))).total == 64_000, "all pairs of the first round at once"
 
     over_the_wire(database, scenario)
+
+
+def test_many_at_once_are_no_more_than_the_circuit_breaker_lets_pass(one_database: str) -> None:
+    async def scenario(stub: Any, sums: CountingSum) -> None:
+        sums.gathers = IN_FLIGHT
+        answers = await asyncio.gather(*(stub.AddFunc(li(score=[1000] * 64)) for _ in range(64)))
+        assert [answer.total for answer in answers] == [64_000] * 64
+
+    over_the_wire(one_database, scenario)
+
+
+def test_the_first_error_ends_the_other_calls_of_sum(one_database: str) -> None:
+    async def scenario(stub: Any, sums: CountingSum) -> None:
+        sums.refuses, sums.gathers = range(32, 33), 1000  # the others of the first round would never be answered
+        await refused(stub.AddFunc(li(score=[1000] * 64)), "RESOURCE_EXHAUSTED")
+        await asyncio.wait_for(sums.idle.wait(), 2)
+
+    over_the_wire(one_database, scenario)
 
 
 def test_the_largest_page_of_the_largest_students_fits_a_message() -> None:
@@ -233,12 +266,12 @@ def test_a_key_twenty_times_at_once(database: str) -> None:
 
 def test_without_a_total_nothing_is_stored(database: str) -> None:
     async def scenario(stub: Any, sums: CountingSum) -> None:
-        sums.refuses = True
+        sums.refuses = range(1, 4)
         metadata = (("idempotency-key", "k"),)
         error = await refused(stub.AddFunc(li(score=[1, 2, 3, 4]), metadata=metadata), "RESOURCE_EXHAUSTED")
         assert error.details() == "sum has had enough"
         assert not (await stub.List(ListRequest())).students
-        sums.refuses = False
+        sums.refuses = range(0)
         assert (await stub.AddFunc(li(score=[1, 2, 3, 4]), metadata=metadata)).total == 10
 
     over_the_wire(database, scenario)

@@ -132,7 +132,7 @@ def test_three_that_start_at_once(database: str) -> None:
         each.stdin.write(database)
         each.stdin.close()
         each.stdin = None
-    said = [each.communicate(timeout=30)[1] for each in starting]
+    said = [each.communicate(timeout=60)[1] for each in starting]
     assert [each.returncode for each in starting] == [0, 0, 0], said
     assert said == ["", "", ""]
 
@@ -223,6 +223,23 @@ def test_a_file_that_another_process_writes(tmp_path: Path, monkeypatch: pytest.
         other.close()
 
     within(f"sqlite:///{tmp_path}/student.db", scenario)
+
+
+def test_what_a_caller_has_left_behind_ends_before_the_store_closes(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path}/student.db"
+
+    async def leave(store: Store) -> None:
+        other = sqlite3.connect(tmp_path / "student.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(store.add(LI, 185), 0.1)
+        asyncio.get_running_loop().call_later(0.2, other.close)  # which `add` still waits for
+
+    async def look(store: Store) -> None:
+        assert len(await store.list(0, 10)) == 1
+
+    within(database, leave)
+    within(database, look)
 
 
 # The password
