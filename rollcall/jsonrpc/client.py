@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 from rollcall import context as contexts
 from rollcall.jsonrpc.contract import BadValueError, Contract, Method
 from rollcall.jsonrpc.errors import DeadlineExceededError, JsonRpcError, RemoteError, UnavailableError
-from rollcall.jsonrpc.wire import ELSEWHERE, LIMITS, Limits, MalformedError, Splitter, parse, shortened, too_much
+from rollcall.jsonrpc.wire import AGAIN, ELSEWHERE, LIMITS, Limits, MalformedError, Splitter, parse, shortened, too_much
 
 T = TypeVar("T")
 
@@ -61,9 +61,14 @@ def client(contract: Contract[T], call: Callable[[Method, Any], Awaitable[Any]])
 
 
 def time_for(deadline: float) -> float:
-    """Return the seconds that a call gets: no more than the call that it is made for, if it is, has left."""
+    """Return the seconds that a call gets: no more than the call that it is made for, if it is, has left.
+
+    Raises `DeadlineExceededError` when that has none: a server that was called all the same would seem to hang.
+    """
     handled = contexts.current.get()
     left = handled.remaining() if handled else None
+    if left == 0:
+        raise DeadlineExceededError("no time is left of the call that this one was to be made for")
     return deadline if left is None else min(deadline, left)
 
 
@@ -109,7 +114,8 @@ class Connection(asyncio.Protocol):
         """Send a request, as `Method.request` has begun it, and return its result.
 
         Raises `RemoteError` for an error that the server has answered with, `UnavailableError` when the connection
-        breaks, `JsonRpcError` for a request or a reply that goes beyond the limits or the contract.
+        breaks or the server is going, `JsonRpcError` for a request or a reply that goes beyond the limits or the
+        contract.
         """
         await self._writable.wait()
         if not self.usable:
@@ -188,9 +194,9 @@ class Connection(asyncio.Protocol):
         error = reply.get("error")
         if error is not None:
             text = _text(error)
-            if text.endswith(ELSEWHERE):
+            if text.endswith((ELSEWHERE, AGAIN)):
                 self.leaving = True
-                raise UnavailableError(f"{self.address}: {text}")
+                raise UnavailableError(f"{self.address}: {text}", may_have_run=text.endswith(AGAIN))
             raise RemoteError(text)
         try:
             return method.result.decode(reply.get("result"))

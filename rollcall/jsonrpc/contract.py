@@ -63,9 +63,16 @@ class Method:
         _, *parameters = inspect.signature(function).parameters.values()
         if not inspect.iscoroutinefunction(function):
             raise TypeError(f"{self.path}: expected `async def`, found `def`")
-        if not _takes_one(parameters):
-            raise TypeError(f"{self.path}: expected one positional parameter after self, found {len(parameters)}")
-        hints = get_type_hints(function)
+        # By name it could not be called: a request carries values alone.
+        if [each.kind for each in parameters] != [inspect.Parameter.POSITIONAL_ONLY]:
+            raise TypeError(
+                f"{self.path}: expected one positional-only parameter after self, as in (self, name: str, /), "
+                f"found {inspect.signature(function)}"
+            )
+        try:
+            hints = get_type_hints(function)
+        except NameError as error:
+            raise TypeError(f"{self.path}: expected annotations that can be resolved at run time: {error}") from None
         for wanted in (parameters[0].name, "return"):
             if wanted not in hints:
                 raise TypeError(f"{self.path}: expected an annotation of {wanted!r}, found none")
@@ -94,7 +101,11 @@ class Method:
         if not _takes_one(parameters):
             yield f"{self.name} takes {inspect.signature(function)}, not one positional argument"
             return
-        hints = get_type_hints(function)
+        try:
+            hints = get_type_hints(function)
+        except NameError as error:  # imported for type checkers only, say
+            yield f"{self.name} has an annotation that cannot be resolved at run time: {error}"
+            return
         takes, returns = hints.get(parameters[0].name, Any), hints.get("return", Any)
         if not _stands_for(self.parameter.type, takes):
             yield f"{self.name} takes {_name(takes)}, not {self.parameter}"

@@ -48,8 +48,12 @@ async def dial(
             print(await hello.HelloWorld("李白"))
 
     The service is the one of the contract's name, or of `name`; instances are looked up in `registry` (default: Consul
-    as the environment says), with a tag only those that have it. `settings` are those of `CallSettings`. Raises
-    `BadSettingError`. A call raises a `JsonRpcError`: see `rollcall.jsonrpc.errors`.
+    as the environment says), with a tag only those that have it. Raises `BadSettingError`. A call raises a
+    `JsonRpcError`: see `rollcall.jsonrpc.errors`.
+
+    `settings` are those of `CallSettings`. Of these `failure_percent` means something else than for gRPC: 0 turns
+    ejection off, and with any other value an instance is ejected after five failures in a row. A failure is an error as
+    the answer, no answer by the deadline, or a connection that breaks. Instances' weights are not looked at.
     """
     pool = _Pool(name or contract.name, tag, registry or default_registry(), load(CallSettings, overrides=settings))
     try:
@@ -76,11 +80,12 @@ class _Pool:
         self._membership = Membership(name, tag, registry, settings, _CALLER, on_change)
 
     def close(self) -> None:
-        """Close all connections. Calls in flight fail."""
+        """Close all connections. Calls in flight fail, as do those that are made later."""
         self._membership.close()
         self._closed = True
         for member in self._members.values():
             member.close(gently=False)
+        self._announce()
 
     async def call(self, method: Method, argument: Any) -> Any:
         """Make a call at one of the instances and, where that is safe, at another when it breaks."""
@@ -91,8 +96,8 @@ class _Pool:
         problems: list[str] = []
         self._in_flight += 1
         try:
-            async with asyncio.timeout(seconds):
-                return await self._attempts(method, request, problems)
+            async with asyncio.timeout(seconds) as deadline:
+                return await self._attempts(method, request, problems, deadline)
         except TimeoutError:
             found = problems or [member.problem for member in self._members.values() if member.problem]
             why = f": {found[-1]}" if found else ""
@@ -100,7 +105,7 @@ class _Pool:
         finally:
             self._in_flight -= 1
 
-    async def _attempts(self, method: Method, request: bytes, problems: list[str]) -> Any:
+    async def _attempts(self, method: Method, request: bytes, problems: list[str], deadline: asyncio.Timeout) -> Any:
         """Call until there is an answer; `problems` gets what went wrong on the way."""
         tried: set[_Member] = set()
         retries = 0
@@ -108,11 +113,7 @@ class _Pool:
             member, connection = await self._next(tried)
             tried.add(member)
             try:
-                result = await connection.call(method, request)
-            except RemoteError:
-                answered_by.set(member.instance.id)
-                self._count_failure(member)
-                raise
+                return await self._try(member, connection, method, request, deadline)
             except UnavailableError as error:
                 problems.append(str(error))
                 if not error.may_have_run:  # as good as new, elsewhere
@@ -123,14 +124,34 @@ class _Pool:
                     raise UnavailableError(f"{method.path}, tried {retries + 1} times: {error}") from None
                 await asyncio.sleep(_pause(RETRY, retries))
                 retries += 1
-            else:
-                answered_by.set(member.instance.id)
-                member.failures = member.ejections = 0
-                return result
+
+    async def _try(
+        self, member: "_Member", connection: Connection, method: Method, request: bytes, deadline: asyncio.Timeout
+    ) -> Any:
+        """Call an instance, and count it for or against the instance how that ends."""
+        try:
+            result = await connection.call(method, request)
+        except RemoteError:
+            answered_by.set(member.instance.id)
+            self._count_failure(member)
+            raise
+        except UnavailableError as error:
+            if error.may_have_run and not connection.leaving:  # to go, and to say so, is no failure
+                self._count_failure(member)
+            raise
+        except asyncio.CancelledError:
+            if deadline.expired():  # else the caller has given the call up
+                self._count_failure(member)
+            raise
+        answered_by.set(member.instance.id)
+        member.failures = member.ejections = 0
+        return result
 
     async def _next(self, tried: "set[_Member]") -> "tuple[_Member, Connection]":
         """Return an instance to call, with its connection. Waits while there are instances but none is connected."""
         while True:
+            if self._closed:
+                raise UnavailableError(f"the channel to {self._name!r} is closed")
             now = time.monotonic()
             usable = [(each, each.connection) for each in self._members.values() if each.connection]
             usable = [(each, connection) for each, connection in usable if connection.usable]
@@ -183,7 +204,7 @@ class _Member:
         self.problem = ""
         """Why there is no connection."""
         self.failures = 0
-        """Calls in a row that it has answered with an error."""
+        """Calls in a row that it has answered with an error, or not at all."""
         self.ejections = 0
         self.ejected_until = 0.0
         self._on_connected = on_connected

@@ -14,7 +14,7 @@ class RemoteError(JsonRpcError):
 
 
 class UnavailableError(JsonRpcError):
-    """There was nobody to call, or nobody has answered: the connection broke."""
+    """There was nobody to call, or nobody has answered: the connection broke, or the server is going."""
 
     def __init__(self, text: str, *, may_have_run: bool = False) -> None:
         super().__init__(text)

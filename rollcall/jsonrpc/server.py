@@ -6,7 +6,8 @@ answered.
 
 Nothing here queues without bound. A connection is read only while it has less than `Limits.calls` calls in flight and
 its peer reads the replies; so it costs at most that many times `Limits.message` bytes for requests, and as much again
-for replies.
+for replies. All connections together may cost `Limits.connections` times that: a bound, but with the limits as they are
+one that is beyond most machines.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from rollcall import context as contexts
 from rollcall.jsonrpc import contract as contracts
 from rollcall.jsonrpc.contract import BadValueError, Contract
 from rollcall.jsonrpc.errors import RefusedError
-from rollcall.jsonrpc.wire import ELSEWHERE, LIMITS, Limits, MalformedError, Splitter, parse, shortened, too_much
+from rollcall.jsonrpc.wire import AGAIN, ELSEWHERE, LIMITS, Limits, MalformedError, Splitter, parse, shortened, too_much
 from rollcall.telemetry import Method as Meter
 from rollcall.telemetry import Telemetry
 
@@ -172,6 +173,8 @@ class _Connection(asyncio.Protocol):
             self._reply_error(b"null", f"rpc: more than {most} connections; {ELSEWHERE}")
             self._ended = True
             transport.close()
+        elif self._server.going:  # it was accepted as stop() began, which has not seen it
+            self.leave()
 
     def data_received(self, data: bytes) -> None:
         self._splitter.feed(data)
@@ -306,11 +309,14 @@ class _Connection(asyncio.Protocol):
             result = method.agreed.result.encode(await method.function(argument))
         except RefusedError as refusal:
             code, error = "ERROR", str(refusal)
-        except asyncio.CancelledError:
-            code, error = "CANCELLED", f"{path} could not be finished: the instance is going"
-        except Exception:
-            log.exception("%s failed", path, extra={"call": {"trace": context.trace_id}})
-            code, error = "INTERNAL", f"{path} failed; the log has it under trace {context.trace_id}"
+            if error.endswith((ELSEWHERE, AGAIN)):  # somebody else's words, relayed: here they would say what is not so
+                error += "."
+        except (Exception, asyncio.CancelledError) as failure:
+            if isinstance(failure, asyncio.CancelledError) and (self._server.going or self._lost):
+                code, error = "CANCELLED", f"{path} could not be finished, the instance is going: {AGAIN}"
+            else:  # the handler's own, be it that something which it has waited for was cancelled
+                log.exception("%s failed", path, extra={"call": {"trace": context.trace_id}})
+                code, error = "INTERNAL", f"{path} failed; the log has it under trace {context.trace_id}"
         else:
             reply = b'{"id":%b,"result":%b,"error":null}\n' % (request_id, result)
             if problem := too_much(reply, self._limits):

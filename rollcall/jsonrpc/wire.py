@@ -15,7 +15,11 @@ from pydantic_core import from_json
 
 @dataclass(frozen=True)
 class Limits:
-    """What one side puts up with from the other."""
+    """What one side puts up with from the other.
+
+    They multiply: a server with all its connections busy may hold `connections` x `calls` x `message` bytes of
+    requests, 64 GiB as they are here, and as much again of replies. Lower them where peers may go so far.
+    """
 
     message: int = 1_048_576
     """Bytes of a request or of a reply."""
@@ -35,6 +39,9 @@ LIMITS = Limits()
 
 ELSEWHERE = "call again elsewhere"
 """How the text of an error ends that says: this call has not been run here, and will not be."""
+
+AGAIN = "it may have run; call again"
+"""How it ends that says: this call was begun here and will not be finished; make it again if it may run twice."""
 
 _SHOWN = 200  # characters of what somebody sent that an error's text repeats
 

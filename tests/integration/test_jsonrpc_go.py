@@ -76,11 +76,14 @@ def test_a_go_client_calls_our_server() -> None:
 @pytest.fixture(scope="module")
 def go_server(guard: Guard) -> Iterator[str]:
     """The address of a server written in Go."""
-    with subprocess.Popen([built("server")], stdout=subprocess.PIPE, text=True) as server:
+    # A session of its own, since the guard kills process groups.
+    with subprocess.Popen([built("server")], stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
         guard.watch(server.pid)
-        assert server.stdout
-        yield f"127.0.0.1:{server.stdout.readline().strip()}"
-        server.kill()
+        try:
+            assert server.stdout
+            yield f"127.0.0.1:{server.stdout.readline().strip()}"
+        finally:
+            server.kill()
 
 
 @dataclass

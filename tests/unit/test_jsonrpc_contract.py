@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from pydantic import BaseModel
@@ -15,6 +15,9 @@ from contracts.hello.v1.hello import HELLO, Hello
 from rollcall import jsonrpc
 from rollcall.jsonrpc.contract import BadValueError, Value
 from services.hello.handler import Hello as Handler
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +45,14 @@ class KeywordOnly(Protocol):
     async def Do(self, *, name: str) -> str: ...
 
 
+class ByName(Protocol):
+    async def Do(self, name: str) -> str: ...
+
+
+class Unresolved(Protocol):
+    async def Do(self, when: "datetime", /) -> str: ...
+
+
 class NoType(Protocol):
     async def Do(self, name, /) -> str: ...  # type: ignore[no-untyped-def]  # noqa: ANN001
 
@@ -62,9 +73,11 @@ class Empty(Protocol):
     ("protocol", "says"),
     [
         (NotAsync, "trial.Do: expected `async def`, found `def`"),
-        (TooMany, "trial.Do: expected one positional parameter after self, found 2"),
-        (TooFew, "trial.Do: expected one positional parameter after self, found 0"),
-        (KeywordOnly, "trial.Do: expected one positional parameter after self"),
+        (TooMany, "trial.Do: expected one positional-only parameter after self, as in (self, name: str, /), found ("),
+        (TooFew, "trial.Do: expected one positional-only parameter after self"),
+        (KeywordOnly, "trial.Do: expected one positional-only parameter after self"),
+        (ByName, "/), found (self, name: str) -> str"),
+        (Unresolved, "trial.Do: expected annotations that can be resolved at run time: name 'datetime' is not"),
         (NoType, "trial.Do: expected an annotation of 'name', found none"),
         (NoResult, "trial.Do: expected an annotation of 'return', found none"),
         (NoJson, "trial.Do: expected types that JSON can carry"),
@@ -120,6 +133,15 @@ class Other:
         return name
 
 
+class Hidden:
+    """Has an annotation that only type checkers know."""
+
+    async def Add(self, numbers: list[int]) -> "datetime": ...  # type: ignore[empty-body]
+
+    async def Greet(self, name: str) -> str:
+        return name
+
+
 class Fewer:
     async def Add(self, numbers: list[int], more: int) -> int:
         return sum(numbers) + more
@@ -135,6 +157,8 @@ def test_a_handler_that_does_not_is_refused_with_all_that_differs() -> None:
         "Greet is not `async def`",
     ):
         assert difference in str(caught.value)
+    with pytest.raises(TypeError, match="Add has an annotation that cannot be resolved at run time: name 'datetime'"):
+        jsonrpc.Server().register(TWO, Hidden())  # type: ignore[misc]
     with pytest.raises(TypeError) as caught:
         jsonrpc.Server().register(TWO, Fewer())  # type: ignore[misc]
     assert "Add takes (numbers: list[int], more: int) -> int, not one positional argument; Greet is missing" in str(

@@ -1,6 +1,7 @@
 """`jsonrpc.dial`: where a call goes, and what happens when it breaks; on real sockets, with a registry in memory."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from rollcall import BadSettingError, Instance, MemoryRegistry, TcpCheck, jsonrpc
+from rollcall import BadSettingError, Instance, MemoryRegistry, TcpCheck, context, jsonrpc
 from tests.waiting import free_port
 
 SECONDS = 20
@@ -191,16 +192,29 @@ def test_a_call_that_breaks_is_made_elsewhere_if_it_may_be_made_twice() -> None:
 
 
 def test_retries_end() -> None:
-    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1)
-        writer.transport.abort()
-
     async def scenario() -> None:
-        server = await asyncio.start_server(drop, "127.0.0.1", 0)
-        async with server, town() as here, here.dial(retries=2) as trial:
-            here.register("x", server.sockets[0].getsockname()[1])
+        async with listening(drop) as port, town() as here, here.dial(retries=2) as trial:
+            here.register("x", port)
             with pytest.raises(jsonrpc.UnavailableError, match=r"^trial\.Who, tried 3 times: "):
                 await trial.Who("")
+
+    run(scenario)
+
+
+def test_a_call_that_outlives_the_grace_is_made_elsewhere_if_it_may_be_made_twice() -> None:
+    async def scenario() -> None:
+        async with town("a", "b") as here, here.dial() as trial:
+            await reaches(trial, "a", "b")
+            here.handlers["a"].hanging = here.handlers["b"].hanging = True
+            calls = [asyncio.create_task(call("")) for call in (trial.Wait, trial.Wait, trial.Once, trial.Once)]
+            await until(lambda: here.handlers["a"].held == here.handlers["b"].held == 2)
+            await here.servers["a"].stop(0.1)
+            here.handlers["b"].go.set()
+            assert [await call for call in calls[:2]] == ["b", "b"]
+            (lost, *_), _ = await asyncio.wait(calls[2:], return_when=asyncio.FIRST_COMPLETED)
+            with pytest.raises(jsonrpc.UnavailableError, match=r"^trial\.Once may have run: .*; call again$") as caught:
+                await lost
+            assert caught.value.may_have_run
 
     run(scenario)
 
@@ -225,13 +239,23 @@ def test_an_instance_that_is_going_loses_no_call() -> None:
     run(scenario)
 
 
+async def found_nobody(trial: Trial) -> None:
+    """Wait until connecting has failed, which calls with little time left say."""
+    while True:
+        context.current.set(context.incoming(None, time.monotonic() + 0.1))
+        with pytest.raises(jsonrpc.DeadlineExceededError) as caught:
+            await trial.Who("")
+        if "no connection to" in str(caught.value):
+            return
+
+
 def test_calls_wait_for_instances_that_are_listed() -> None:
     async def scenario() -> None:
         port = free_port()
         async with town() as here, here.dial() as trial:
             here.register("a", port)
             call = asyncio.create_task(trial.Once(""))
-            await asyncio.sleep(0.3)  # in which it finds nobody there
+            await found_nobody(trial)
             await here.serve("a", port)
             assert await call == "a"
 
@@ -295,7 +319,7 @@ async def failures(trial: Trial, calls: int) -> int:
     for _ in range(calls):
         try:
             await trial.Who("")
-        except jsonrpc.RemoteError:
+        except jsonrpc.JsonRpcError:
             failed += 1
     return failed
 
@@ -317,6 +341,47 @@ def test_an_instance_that_only_fails_is_ejected_and_tried_again() -> None:
             begun = time.monotonic()
             await reaches(trial, "a", "b", "c")
             assert time.monotonic() - begun < 2
+
+    run(scenario)
+
+
+@asynccontextmanager
+async def listening(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[int]:
+    """Yield a port at which connections are accepted, and then are up to `answer`."""
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read all that comes, and never answer: as a process that is stopped does."""
+    await reader.read()
+    writer.close()
+
+
+async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Break the connection at the first call."""
+    await reader.read(1)
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("trouble", [hang, drop])
+def test_an_instance_that_does_not_answer_is_ejected(trouble: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "rollcall.jsonrpc")
+
+    async def scenario() -> None:
+        async with (
+            listening(trouble) as port,
+            town("a") as here,
+            here.dial(deadline=0.5, retries=0, ejection_percent=50, ejection=SECONDS) as trial,
+        ):
+            await reaches(trial, "a")
+            here.register("x", port)
+            while "x is ejected: 5 calls in a row have failed there" not in caplog.text:
+                await failures(trial, 1)
+            assert await spread(trial) == {"a": 30}
 
     run(scenario)
 
@@ -356,6 +421,37 @@ def test_a_deadline_frees_what_the_call_held() -> None:
                     await trial.Wait("")
             here.handlers["a"].go.set()
             assert await trial.Who("") == "a"
+
+    run(scenario)
+
+
+def test_a_call_that_has_no_time_left_is_not_made() -> None:
+    async def scenario() -> None:
+        async with town("a") as here, here.dial() as trial:
+            await reaches(trial, "a")
+            before = here.handlers["a"].calls
+            context.current.set(context.incoming(None, time.monotonic()))
+            with pytest.raises(jsonrpc.DeadlineExceededError, match=r"^no time is left of the call"):
+                await trial.Who("")
+            assert here.handlers["a"].calls == before
+
+    run(scenario)
+
+
+def test_a_channel_that_is_closed_says_so_at_once() -> None:
+    """To calls that wait for an instance, that are in flight, or that come later."""
+
+    async def scenario() -> None:
+        async with town() as empty, town("a") as here:
+            empty.register("x", free_port())
+            async with here.dial(deadline=SECONDS) as trial, empty.dial(deadline=SECONDS) as waiting:
+                calls = [asyncio.create_task(call("")) for call in (trial.Wait, waiting.Who)]
+                await until(lambda: here.handlers["a"].held)
+            begun = time.monotonic()
+            for call in (*calls, trial.Who(""), waiting.Once("")):
+                with pytest.raises(jsonrpc.UnavailableError, match=r"^the channel to 'trial' is closed$"):
+                    await call
+            assert time.monotonic() - begun < 2
 
     run(scenario)
 

@@ -1,6 +1,7 @@
 """The server and its own client over real sockets, on both event loops: order, errors, limits, draining."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -32,6 +33,8 @@ class Trial(Protocol):
     async def Halve(self, text: str, /) -> str: ...
 
     async def Fail(self, text: str, /) -> str: ...
+
+    async def Cancel(self, text: str, /) -> str: ...
 
     async def Lie(self, text: str, /) -> str: ...
 
@@ -73,6 +76,12 @@ class Handler:
 
     async def Fail(self, text: str) -> str:
         raise RuntimeError(text)
+
+    async def Cancel(self, text: str) -> str:
+        """Wait for something that somebody else cancels."""
+        background = asyncio.create_task(self.Echo(text))
+        background.cancel()
+        return await background
 
     async def Lie(self, text: str) -> str:
         return len(text)  # type: ignore[return-value]
@@ -263,8 +272,11 @@ def test_a_handler_that_fails(run: Run, caplog: pytest.LogCaptureFixture) -> Non
             (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
             assert getattr(record, "call", None) == {"trace": trace}
             assert "RuntimeError: secret" in caplog.text
-            with pytest.raises(jsonrpc.RemoteError, match=r"^trial\.Lie failed; the log has it"):
-                await client.Lie("x")
+            for call in (client.Lie, client.Cancel):
+                caplog.clear()
+                with pytest.raises(jsonrpc.RemoteError, match=r"^trial\.(Lie|Cancel) failed; the log has it"):
+                    await call("x")
+                assert [each.levelno for each in caplog.records].count(logging.ERROR) == 1
             assert await client.Echo("x") == "x"
 
     run(scenario)
@@ -377,10 +389,28 @@ def test_stopping_ends_what_outlives_the_grace(run: Run) -> None:
             begun = time.monotonic()
             await trial.server.stop(0.2)
             assert 0.2 <= time.monotonic() - begun < 1
-            said = json.loads(await reader.read())
-            assert said == {"id": 1, "result": None, "error": "trial.Wait could not be finished: the instance is going"}
+            says = "trial.Wait could not be finished, the instance is going: it may have run; call again"
+            assert json.loads(await reader.read()) == {"id": 1, "result": None, "error": says}
             assert trial.handler.cancelled == ["a"]
             writer.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("run", [uvloop.new_event_loop], indirect=True, ids=["uvloop"])
+def test_stopping_also_closes_what_is_being_accepted(run: Run) -> None:
+    """Not so with asyncio's own loop, which may itself forget a connection that it accepts as its server closes."""
+
+    async def scenario() -> None:
+        for turns in range(8):  # of the event loop, of which accepting takes some
+            async with served() as trial:
+                with socket.create_connection(("127.0.0.1", trial.server.port)) as peer:
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    await trial.server.stop(SECONDS)
+                    peer.settimeout(SECONDS / 4)
+                    with contextlib.suppress(ConnectionResetError):  # it was not accepted at all
+                        assert await asyncio.to_thread(peer.recv, 1) == b""
 
     run(scenario)
 
