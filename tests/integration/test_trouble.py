@@ -353,7 +353,7 @@ def test_all_of_consul_is_away(fleet: Fleet, report: list[str], data: str) -> No
             f"{whole:.2f} s after its return",
         )
         assert min(during.values()) > CALLS / 2
-        assert whole < 5
+        assert whole < 8  # hello is checked each 5 s
 
     asyncio.run(scenario())
 
