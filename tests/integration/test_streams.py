@@ -514,7 +514,7 @@ def test_streams_while_an_instance_freezes(fleet: Fleet, report: list[str]) -> N
 def test_streams_while_the_consul_leader_is_killed(fleet: Fleet, report: list[str]) -> None:
     async def scenario() -> None:
         async with streaming(fleet, report):
-            leader = fleet.cluster.leader()
+            leader = await asyncio.to_thread(fleet.cluster.wait_for_leader)
             await asyncio.to_thread(fleet.cluster.stop_server, leader, SIGKILL)
             await eventually("another leader", lambda: fleet.cluster.leader() not in (0, leader))
             await fleet.pass_all("greeter", 3)

@@ -245,7 +245,7 @@ def test_an_instance_freezes(fleet: Fleet, report: list[str], work: Work) -> Non
 def test_the_consul_leader_is_killed(fleet: Fleet, report: list[str]) -> None:
     async def scenario() -> None:
         async with everything(fleet) as tallies:
-            leader = fleet.cluster.leader()
+            leader = await asyncio.to_thread(fleet.cluster.wait_for_leader)
             begun = time.monotonic()
             await asyncio.to_thread(fleet.cluster.stop_server, leader, SIGKILL)
             await eventually("another leader", lambda: fleet.cluster.leader() not in (0, leader))
