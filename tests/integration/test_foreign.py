@@ -112,7 +112,7 @@ def test_calls_say_so_when_it_dies_and_reach_it_when_it_is_back(abacus: Abacus) 
 def test_it_stays_found_while_a_server_is_away(abacus: Abacus) -> None:
     async def scenario() -> None:
         await found(abacus)
-        leader = abacus.cluster.leader()
+        leader = await asyncio.to_thread(abacus.cluster.wait_for_leader)
         async with rollcall.dial("abacus", registry=abacus.registry) as channel:
             await asyncio.to_thread(abacus.cluster.stop_server, leader, signal.SIGKILL)
             try:
