@@ -105,7 +105,7 @@ class Instrumented:
             except grpc.aio.AbortError:
                 raise
             except BaseException as error:
-                ending = self._ending(error, method, context)
+                ending = self._ending(error, method, call, context)
                 if ending.details is None:
                     raise
             finally:
@@ -115,7 +115,7 @@ class Instrumented:
 
         return handle
 
-    def _ending(self, error: BaseException, method: Method, context: Any) -> _Ending:
+    def _ending(self, error: BaseException, method: Method, call: contexts.CallContext, context: Any) -> _Ending:
         """Return what a handler's exception means to its caller."""
         if isinstance(error, asyncio.CancelledError):
             if asyncio.current_task() in self._overdue:
@@ -128,9 +128,8 @@ class Instrumented:
             # A call made for this one has failed, and its handler knows nothing better than to pass that on.
             details = error.trailing_metadata() or ()
             return _Ending(error.code(), error.details() or "", tuple(pair for pair in details if pair[0] == _DETAILS))
-        trace = call.trace_id if (call := contexts.current.get()) else ""
-        log.error("%s failed", method.path, exc_info=error, extra={"call": {"trace": trace}})
-        return _Ending(grpc.StatusCode.INTERNAL, f"{method.path} failed; the log has it under trace {trace}")
+        log.error("%s failed", method.path, exc_info=error, extra={"call": {"trace": call.trace_id}})
+        return _Ending(grpc.StatusCode.INTERNAL, f"{method.path} failed; the log has it under trace {call.trace_id}")
 
 
 class _Handlers(grpc.GenericRpcHandler):

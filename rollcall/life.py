@@ -28,6 +28,7 @@ from rollcall.registry import (
     RegistryError,
     TcpCheck,
     TtlCheck,
+    target,
 )
 from rollcall.settings import PREFIX, BadSettingError, ServiceSettings, load
 from rollcall.telemetry import Telemetry
@@ -201,16 +202,12 @@ class Life(ABC):
         return replace(chosen, interval=interval or chosen.interval, timeout=timeout or chosen.timeout)
 
 
-def listen_target(settings: ServiceSettings) -> str:
-    """Return HOST:PORT to listen on, with an IPv6 address in brackets."""
-    return f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
-
-
 def cannot_listen(settings: ServiceSettings) -> BadSettingError:
     """Return the error for a server that cannot listen where the settings say."""
+    wanted = target(settings.host, settings.port)
     return BadSettingError(
-        f"setting --host, --port ({PREFIX}HOST, {PREFIX}PORT): cannot listen on {listen_target(settings)}: it is "
-        f"taken, or not an address of this machine; stop what has it, or choose another (port 0: any that is free)"
+        f"setting --host, --port ({PREFIX}HOST, {PREFIX}PORT): cannot listen on {wanted}: it is taken, or not an "
+        f"address of this machine; stop what has it, or choose another (port 0: any that is free)"
     )
 
 

@@ -13,8 +13,8 @@ from grpc_health.v1.health import aio as aio_health
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from rollcall.instrument import Instrumented
-from rollcall.life import OVERALL, Life, cannot_listen, listen_target
-from rollcall.registry import Check, GrpcCheck
+from rollcall.life import OVERALL, Life, cannot_listen
+from rollcall.registry import Check, GrpcCheck, target
 from rollcall.settings import ServiceSettings
 from rollcall.telemetry import Telemetry
 
@@ -58,7 +58,7 @@ class Service(Life):
         """See `Life.listen`."""
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # else two instances could share a port unnoticed
         try:
-            port = server.add_insecure_port(listen_target(settings))
+            port = server.add_insecure_port(target(settings.host, settings.port))
         except RuntimeError:
             raise cannot_listen(settings) from None
         async with AsyncExitStack() as stack:

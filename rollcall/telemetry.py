@@ -20,6 +20,9 @@ from prometheus_client.utils import floatToGoString
 
 from rollcall import logs
 
+JSONRPC_CODES = ("OK", "ERROR", "INTERNAL", "CANCELLED")
+"""How a JSON-RPC call can end: answered, refused, failed in its handler, or given up on the way."""
+
 _BOUNDS = Histogram.DEFAULT_BUCKETS  # seconds, the last one infinite
 
 
@@ -45,7 +48,7 @@ class Telemetry:
 
     def jsonrpc(self, service: str, name: str) -> "Method":
         """Return what counts the calls of a JSON-RPC method."""
-        return self._jsonrpc.method(f"{service}.{name}", (service, name), ("OK", "ERROR", "INTERNAL", "CANCELLED"))
+        return self._jsonrpc.method(f"{service}.{name}", (service, name), JSONRPC_CODES)
 
 
 class Method:

@@ -21,8 +21,8 @@ from rollcall.jsonrpc import contract as contracts
 from rollcall.jsonrpc.contract import BadValueError, Contract
 from rollcall.jsonrpc.errors import RefusedError
 from rollcall.jsonrpc.wire import AGAIN, ELSEWHERE, LIMITS, Limits, MalformedError, Splitter, parse, shortened, too_much
+from rollcall.telemetry import JSONRPC_CODES, Telemetry
 from rollcall.telemetry import Method as Meter
-from rollcall.telemetry import Telemetry
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class _Method:
     def __init__(self, service: str, agreed: contracts.Method, function: Any) -> None:
         self.service, self.agreed, self.function = service, agreed, function
         # Without telemetry the counts go nowhere; calls are logged all the same.
-        self.meter = Meter(agreed.path, (service, agreed.name), ("OK", "ERROR", "INTERNAL", "CANCELLED"))
+        self.meter = Meter(agreed.path, (service, agreed.name), JSONRPC_CODES)
 
 
 class _Connection(asyncio.Protocol):

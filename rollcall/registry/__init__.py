@@ -21,6 +21,11 @@ class DuplicateInstanceError(RegistryError):
     """Another instance that is alive is registered under the same id."""
 
 
+def target(address: str, port: int) -> str:
+    """Return HOST:PORT, with an IPv6 address in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 @dataclass(frozen=True)
 class Instance:
     """One running copy of a service, as the registry knows it."""
@@ -50,7 +55,7 @@ class Instance:
     @property
     def target(self) -> str:
         """HOST:PORT, with an IPv6 address in brackets."""
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return target(self.address, self.port)
 
 
 @dataclass(frozen=True)
