@@ -4,6 +4,7 @@ The channel is gRPC's own, on an `xds:` target that `rollcall.discovery` keeps s
 and circuit breaking happen in the C core. What is added here to each call are its default deadline and its trace.
 """
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Self
@@ -83,6 +84,7 @@ class _Metadata(grpc.aio.Metadata):
         return iter(self._pairs)
 
 
+_METHOD = re.compile(r"/[^/]+/[^/]+")
 _POSITIONS = ("timeout", "metadata", "credentials", "wait_for_ready", "compression")
 
 
@@ -154,6 +156,16 @@ class _Dialled:
 
     def stream_stream(self, method: str, *serializers: Any, **named: Any) -> Any:
         return self._wrap("stream_stream", method, serializers, named, None)
+
+    def idempotent(self, method: str) -> None:
+        """Allow that a method, given as /package.Service/Method, is tried again: see `CallSettings.retries`.
+
+        For callers without its generated code, whose proto would say so. The channel may be in use already: calls made
+        from now on are tried again as soon as gRPC has heard of it, a few milliseconds later. Raises ValueError.
+        """
+        if not _METHOD.fullmatch(method):
+            raise ValueError(f"expected a method as /package.Service/Method, found {method!r}")
+        self._service.idempotent(method)
 
     def _wrap(
         self, kind: str, method: str, serializers: tuple[Any, ...], named: dict[str, Any], deadline: float | None

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import uvloop
 
 from rollcall import logs
+from rollcall.discovery.membership import dialled
 from rollcall.probes import Probes
 from rollcall.registration import Registration
 from rollcall.registry import (
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 OVERALL = ""
 """The name under which grpc.health.v1 tells of the server as a whole."""
+
+META_VALUE = 512  # bytes; Consul refuses a registration with a longer one
 
 
 class Server(Protocol):
@@ -64,6 +67,9 @@ class Life(ABC):
     checks: tuple[type[Check], ...] = (GrpcCheck, TcpCheck, HttpCheck, TtlCheck)
     """The kinds of check that its instances can be registered with."""
 
+    protocol: str
+    """What its instances are called by, as they register it: `grpc`, `jsonrpc` or `http`."""
+
     def __init__(self, name: str, *, check: Check, settings: type[ServiceSettings] = ServiceSettings) -> None:
         self.name = name
         self._check, self._settings = check, settings
@@ -74,6 +80,10 @@ class Life(ABC):
 
         Entering raises `BadSettingError` for what cannot be had as the settings say.
         """
+
+    def alive_at(self, instance: Instance, http_port: int) -> str:
+        """Return the URL at which an instance, with its probes at this port, says that it is alive."""
+        return f"http://{instance.target.rpartition(':')[0]}:{http_port}/livez"
 
     def run(self, argv: Sequence[str] | None = None) -> NoReturn:
         """Run one instance until SIGTERM or SIGINT, then exit: 0 when it ended well, 2 for a bad setting.
@@ -138,7 +148,7 @@ class Life(ABC):
                 port=server.port,
                 version=settings.version,
                 tags=settings.tags,
-                meta={"http_port": str(probes.port)},
+                meta={"http_port": str(probes.port), "protocol": self.protocol, **_calls()},
                 weight=settings.weight,
             )
             check = self._chosen_check(settings, instance, probes.port)
@@ -185,7 +195,7 @@ class Life(ABC):
         kinds: dict[str, Check] = {
             "grpc": GrpcCheck(OVERALL),
             "tcp": TcpCheck(),
-            "http": HttpCheck(f"http://{instance.target.rpartition(':')[0]}:{http_port}/livez"),
+            "http": HttpCheck(),
             "ttl": TtlCheck(),
         }
         chosen = self._check
@@ -196,6 +206,8 @@ class Life(ABC):
             raise BadSettingError(
                 f"setting --check ({PREFIX}CHECK): {self.name} cannot be checked by {chosen}; expected one of {fit}"
             )
+        if isinstance(chosen, HttpCheck) and not chosen.url:
+            chosen = replace(chosen, url=self.alive_at(instance, http_port))
         interval, timeout = settings.check_interval, settings.check_timeout
         if isinstance(chosen, TtlCheck):
             return replace(chosen, ttl=3 * interval) if interval else chosen
@@ -209,6 +221,16 @@ def cannot_listen(settings: ServiceSettings) -> BadSettingError:
         f"setting --host, --port ({PREFIX}HOST, {PREFIX}PORT): cannot listen on {wanted}: it is taken, or not an "
         f"address of this machine; stop what has it, or choose another (port 0: any that is free)"
     )
+
+
+def _calls() -> dict[str, str]:
+    """Return whom this process calls by now, as an instance registers it; nothing when that is nobody."""
+    calls = ""
+    for name in dialled():
+        more = f"{calls},{name}" if calls else name
+        if "," not in name and len(more.encode()) <= META_VALUE:
+            calls = more
+    return {"calls": calls} if calls else {}
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, changes: "asyncio.Queue[T]", change: T) -> None:

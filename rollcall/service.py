@@ -41,6 +41,8 @@ class Service(Life):
     service lists them all.
     """
 
+    protocol = "grpc"
+
     def __init__(self, name: str, *, check: Check = CHECK, settings: type[ServiceSettings] = ServiceSettings) -> None:
         super().__init__(name, check=check, settings=settings)
         self._servicers: list[tuple[AddToServer, Any]] = []

@@ -1,7 +1,7 @@
 """Who is there to be called: the instances of a service, as far as this process knows.
 
 What a registry says is not taken at its word in one case: a service that loses all of its instances at once. More
-likely than that they are gone is that the registry is at fault, so they are kept for a while.
+likely than that they are gone is that the registry is at fault, so they are kept for a while, beside any new ones.
 
 Everything here runs on threads of its own: an event loop that the application blocks must not stop discovery.
 """
@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,6 +25,16 @@ PATIENCE = 0.5
 
 SECOND_LOOK = 1.0
 """The seconds for which a service that had no instances when it was dialled may still get some before calls fail."""
+
+_followed: Counter[str] = Counter()
+"""How many memberships there are of each service in this process."""
+_counting = threading.Lock()
+
+
+def dialled() -> tuple[str, ...]:
+    """Return the names of the services that this process has open channels to, in alphabetical order."""
+    with _counting:
+        return tuple(sorted(_followed))
 
 
 class Membership:
@@ -47,18 +58,28 @@ class Membership:
         self.registry, self.settings = registry, settings
         self._caller, self._on_change = caller, on_change
         self._current: tuple[Instance, ...] | None = None  # None until the registry, or our patience, has spoken
+        self._listed: tuple[Instance, ...] = ()  # what the registry has listed last
+        self._kept: tuple[Instance, ...] = ()  # what it does not list any more, and is not yet believed to be gone
         self._answered = self._waiting = self._closed = False
         self._lock = threading.Lock()
         self._watch = registry.watch(name, tag)
         self._giving_up = self._timer(PATIENCE * settings.deadline)
+        with _counting:
+            _followed[name] += 1
         threading.Thread(target=self._follow, name=f"watch {name}", daemon=True).start()
 
     def close(self) -> None:
-        """Stop following; `on_change` is not called any more."""
+        """Stop following; `on_change` is not called any more. Harmless when repeated."""
         self._watch.close()
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             self._giving_up.cancel()
+        with _counting:
+            _followed[self.name] -= 1
+            if not _followed[self.name]:
+                del _followed[self.name]
 
     def explanation(self) -> str:
         """Say why there is nobody to call: what was looked for, where, and what is there. Asks the registry."""
@@ -86,16 +107,19 @@ class Membership:
             if self._closed:
                 return
             self._answered = True
-            if chosen:
+            self._listed = chosen
+            had = self._kept or self._current or ()
+            if had and _all_gone(had, chosen):
+                # More likely a fault of the registry's than the truth: keep them for a while.
+                if not self._kept:
+                    log.warning("%s lists none of the instances of %r any more; keeping them", self.registry, self.name)
+                    self._kept = had
+                    self._wait(self.settings.empty_grace)
+                self._tell((*chosen, *self._kept))
+            elif chosen:
                 self._giving_up.cancel()
-                self._waiting = False
+                self._waiting, self._kept = False, ()
                 self._tell(chosen)
-            elif not self._waiting and self._current:
-                # All gone at once is more likely a fault of the registry's than the truth: keep them for a while.
-                log.warning(
-                    "%s lists no instance of %r any more; keeping the last ones known", self.registry, self.name
-                )
-                self._wait(self.settings.empty_grace)
             elif not self._waiting and self._current is None:
                 # Just dialled, perhaps just registered: a server may be a moment behind the one that took it.
                 self._wait(min(SECOND_LOOK, PATIENCE * self.settings.deadline))
@@ -115,11 +139,25 @@ class Membership:
     def _give_up(self, timer: threading.Timer) -> None:
         with self._lock:
             if not self._closed and not timer.finished.is_set():  # else cancelled while it waited for the lock
-                self._tell(())
+                self._kept = ()
+                self._tell(self._listed)
 
     def _tell(self, instances: tuple[Instance, ...]) -> None:
-        self._current = instances
-        self._on_change(instances)
+        if instances != self._current:
+            self._current = instances
+            self._on_change(instances)
+
+
+def _all_gone(had: tuple[Instance, ...], found: tuple[Instance, ...]) -> bool:
+    """Say whether all instances of a service are gone at once.
+
+    When all of Consul returns from being away, its first leader may for a moment list but one that was killed long ago:
+    so strangers are not enough to believe that. Where there was only one, that is how it looks when it has restarted.
+    """
+    if not found:
+        return True
+    targets = {each.target for each in found}
+    return len(had) > 1 and all(each.target not in targets for each in had)
 
 
 def _resolved(instance: Instance) -> Instance | None:

@@ -17,8 +17,9 @@ A contract is a Protocol class. A server answers it with an object that has its 
 """
 
 from rollcall.jsonrpc.client import connect
-from rollcall.jsonrpc.contract import Contract, idempotent
+from rollcall.jsonrpc.contract import Contract, Described, idempotent
 from rollcall.jsonrpc.dial import answered_by, dial
+from rollcall.jsonrpc.discover import discover
 from rollcall.jsonrpc.errors import (
     DeadlineExceededError,
     JsonRpcError,
@@ -33,6 +34,7 @@ from rollcall.jsonrpc.wire import Limits
 __all__ = [
     "Contract",
     "DeadlineExceededError",
+    "Described",
     "JsonRpcError",
     "Limits",
     "RefusedError",
@@ -43,5 +45,6 @@ __all__ = [
     "answered_by",
     "connect",
     "dial",
+    "discover",
     "idempotent",
 ]

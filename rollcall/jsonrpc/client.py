@@ -55,7 +55,7 @@ def client(contract: Contract[T], call: Callable[[Method, Any], Awaitable[Any]])
         invoke.__name__, invoke.__qualname__, invoke.__doc__ = method.name, method.path, method.doc
         return invoke
 
-    methods = {method.name: staticmethod(bound(method)) for method in contract.methods.values()}
+    methods = {name: staticmethod(bound(method)) for name, method in contract.methods.items()}
     made: Any = type(contract.name, (), methods)()
     return made  # type: ignore[no-any-return]  # made of the contract's methods, it is what the contract describes
 

@@ -5,11 +5,14 @@ into JSON and back: strings, numbers, lists, dataclasses, models.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from pydantic.json_schema import JsonSchemaMode
 from pydantic_core import PydanticSerializationError, to_json
 
 from rollcall.jsonrpc.wire import shortened
@@ -24,6 +27,23 @@ def idempotent(function: Function) -> Function:
     """Mark a method of a contract: a call that may have reached a server already may be made again."""
     setattr(function, _IDEMPOTENT, True)
     return function
+
+
+@dataclass(frozen=True)
+class Described:
+    """A method as its server describes it: see `rollcall.jsonrpc.discover`."""
+
+    name: str
+    """Without its service: `HelloWorld`."""
+    service: str
+    """The name of its contract: `hello`."""
+    doc: str
+    idempotent: bool
+    """Whether a call that may have reached a server already may be made again."""
+    parameter: dict[str, Any]
+    """The JSON Schema (2020-12) of the one value that it takes; what it refers to is in its `$defs`."""
+    result: dict[str, Any]
+    """The same of the value that it returns."""
 
 
 class Contract(Generic[T]):
@@ -46,6 +66,29 @@ class Contract(Generic[T]):
             raise TypeError(f"{protocol!r}: expected a class with methods to call, found none")
         self.methods = {method.name: method for method in methods}
 
+    @classmethod
+    def described(cls, name: str, methods: Iterable[Described]) -> "Contract[Any]":
+        """Return a contract of methods that a server has described, to call them with any JSON values.
+
+            async with jsonrpc.dial(jsonrpc.Contract.described("hello", said)) as hello:
+                print(await hello.HelloWorld("李白"))
+
+        Each goes by its own name and by SERVICE.NAME, and by the latter alone where two services have one of that name.
+        Raises ValueError when there are none.
+        """
+        methods = list(methods)
+        if not (name and methods):
+            raise ValueError(f"expected a name, and methods to call; found {name!r} and {len(methods)} methods")
+        contract: Contract[Any] = cls.__new__(cls)
+        contract.name, contract.methods = name, {}
+        namesakes = Counter(each.name for each in methods)
+        for each in methods:
+            method = Method(each.service, each.name, _taking_anything(each))
+            contract.methods[method.path] = method
+            if namesakes[each.name] == 1:
+                contract.methods[each.name] = method
+        return contract
+
     def differences(self, handler: object) -> list[str]:
         """Say in what an object differs from what the contract asks of a handler; in nothing: an empty list."""
         return [difference for method in self.methods.values() for difference in method.differences(handler)]
@@ -55,10 +98,10 @@ class Method:
     """One method of a contract."""
 
     def __init__(self, service: str, name: str, function: Callable[..., Any]) -> None:
-        self.name = name
+        self.service, self.name = service, name
         self.path = f"{service}.{name}"
         """What requests call it: Go's net/rpc separates the service from the method by the last dot."""
-        self.doc = function.__doc__
+        self.doc = inspect.getdoc(function) or ""
         self.idempotent = hasattr(function, _IDEMPOTENT)
         _, *parameters = inspect.signature(function).parameters.values()
         if not inspect.iscoroutinefunction(function):
@@ -76,6 +119,7 @@ class Method:
         for wanted in (parameters[0].name, "return"):
             if wanted not in hints:
                 raise TypeError(f"{self.path}: expected an annotation of {wanted!r}, found none")
+        self.parameter_name = parameters[0].name
         try:
             self.parameter, self.result = Value(hints[parameters[0].name]), Value(hints["return"])
         except PydanticUserError as error:
@@ -122,7 +166,7 @@ class Value:
 
     def __init__(self, type_: Any) -> None:
         self.type = type_
-        adapter = TypeAdapter[Any](type_)
+        adapter = self._adapter = TypeAdapter[Any](type_)
         self._to_json = adapter.serializer.to_json
         self._from_json = adapter.validator.validate_json
         self._check = adapter.validator.validate_python
@@ -130,6 +174,13 @@ class Value:
 
     def __str__(self) -> str:
         return _name(self.type)
+
+    def schema(self, mode: JsonSchemaMode) -> dict[str, Any]:
+        """Return the JSON Schema of what is taken ("validation") or given ("serialization"): {} where there is none."""
+        try:
+            return self._adapter.json_schema(mode=mode)
+        except PydanticUserError:  # a type that is checked by code alone
+            return {}
 
     def encode(self, value: Any) -> bytes:
         """Return a value as JSON. Raises `BadValueError` for one that is not of the type."""
@@ -143,6 +194,8 @@ class Value:
         try:
             if self._plain:
                 return self._check(value, strict=True)
+            if self.type is Any:
+                return value
             # What JSON can say of a dataclass, a date or a tuple, pydantic takes in strict mode from JSON only.
             return self._from_json(to_json(value), strict=True)
         except ValidationError as error:
@@ -162,6 +215,16 @@ _JSON_NAMES = {
     list: "an array",
     dict: "an object",
 }
+
+
+def _taking_anything(described: Described) -> Callable[..., Any]:
+    """Return a function that stands in a contract for a method that was described."""
+
+    async def function(_: object, value: Any, /) -> Any:
+        """Never be called: only what it says of itself is looked at."""
+
+    function.__doc__ = described.doc
+    return idempotent(function) if described.idempotent else function
 
 
 def _public(name: str, _: object) -> bool:

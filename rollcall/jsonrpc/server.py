@@ -19,6 +19,7 @@ from pydantic_core import to_json
 from rollcall import context as contexts
 from rollcall.jsonrpc import contract as contracts
 from rollcall.jsonrpc.contract import BadValueError, Contract
+from rollcall.jsonrpc.discover import DISCOVERY, document
 from rollcall.jsonrpc.errors import RefusedError
 from rollcall.jsonrpc.wire import AGAIN, ELSEWHERE, LIMITS, Limits, MalformedError, Splitter, parse, shortened, too_much
 from rollcall.telemetry import JSONRPC_CODES, Telemetry
@@ -53,6 +54,8 @@ class Server:
         self._empty = asyncio.Event()
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        self._document: dict[str, Any] = {}
+        self.register(DISCOVERY, self)
 
     def register(self, contract: Contract[T], handler: T) -> None:
         """Have the calls of a contract answered by an object with its methods.
@@ -67,6 +70,14 @@ class Server:
         self.services.add(contract.name)
         for method in contract.methods.values():
             self.methods[method.path] = _Method(contract.name, method, getattr(handler, method.name))
+        self._document = {}
+
+    async def discover(self, _: Any) -> Any:
+        """Answer `rpc.discover`. See `rollcall.jsonrpc.discover`."""
+        if not self._document:  # schemas take some milliseconds, of which a peer should not have as many as it likes
+            own = [method.agreed for method in self.methods.values() if method.service != DISCOVERY.name]
+            self._document = document(own)
+        return self._document
 
     async def listen(self, host: str, port: int) -> int:
         """Take an address, port 0 for any that is free, and return the port. Raises OSError for one that is taken."""
@@ -348,6 +359,8 @@ class _Connection(asyncio.Protocol):
 
 def _argument(method: contracts.Method, params: Any) -> Any:
     """Return the one argument among a request's params; like Go, without a look at any after it."""
+    if method.service == DISCOVERY.name:  # whose params OpenRPC leaves empty, which Go's client cannot
+        return None
     if params is None:
         raise RefusedError("jsonrpc: request body missing params")
     if not isinstance(params, list) or not params:

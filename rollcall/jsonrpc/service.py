@@ -29,6 +29,7 @@ class Service(Life):
     """
 
     checks = (TcpCheck, HttpCheck, TtlCheck)
+    protocol = "jsonrpc"
 
     def __init__(
         self,

@@ -6,7 +6,9 @@ All methods block, and are safe to call from any thread.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 class RegistryError(Exception):
@@ -42,6 +44,8 @@ class Instance:
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
     weight: int = 1
     datacenter: str = ""
+    passing: bool = True
+    """Whether it passed its checks when looked up. In a registration, only a registry without checks reads this."""
 
     def __post_init__(self) -> None:
         for name in ("id", "name", "address"):
@@ -80,7 +84,8 @@ class TcpCheck:
 class HttpCheck:
     """The registry gets a URL; any 2xx passes. Times are in seconds."""
 
-    url: str
+    url: str = ""
+    """Empty in the check of a service: the instance's own /livez, which is filled in when it registers."""
     interval: float = 1.0
     timeout: float = 1.0
 
@@ -95,10 +100,10 @@ class TtlCheck:
 Check: TypeAlias = GrpcCheck | TcpCheck | HttpCheck | TtlCheck
 
 
-class Watch(Protocol):
-    """The passing instances of a service, each time they change."""
+class Watch(Protocol[T_co]):
+    """What a registry answers to one question, each time the answer changes."""
 
-    def __iter__(self) -> Iterator[tuple[Instance, ...]]:
+    def __iter__(self) -> Iterator[T_co]:
         """Yield what is there now, then each change, until closed. Rides out a registry that is away."""
 
     def close(self) -> None:
@@ -137,8 +142,11 @@ class Registry(Protocol):
     def services(self) -> tuple[str, ...]:
         """Return the names of the services that have a registration, passing or not, in alphabetical order."""
 
-    def watch(self, name: str, tag: str = "") -> Watch:
-        """Follow what `instances` returns."""
+    def watch(self, name: str, tag: str = "", *, failing: bool = False) -> Watch[tuple[Instance, ...]]:
+        """Follow what `instances` returns; with `failing` also those that do not pass, which say so in `passing`."""
+
+    def watch_services(self, tag: str = "") -> Watch[tuple[str, ...]]:
+        """Follow what `services` returns; with a tag, the names of those that have a registration with it."""
 
     def __str__(self) -> str:
         """Say in a few words which registry this is, for error messages: `Consul at 127.0.0.1:8500`."""

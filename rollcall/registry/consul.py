@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import consul
@@ -150,14 +150,21 @@ class ConsulRegistry:
             raise _unavailable([error for error in errors if error])
 
     def instances(self, name: str, tag: str = "") -> tuple[Instance, ...]:
-        return self._ask(lambda server: server.passing(name, tag))[1]
+        return self._ask(lambda server: server.instances(name, tag))[1]
 
     def services(self) -> tuple[str, ...]:
-        return self._ask(lambda server: tuple(sorted(server.catalog.services()[1])))
+        return self._ask(lambda server: server.names())[1]
 
-    def watch(self, name: str, tag: str = "") -> "ConsulWatch":
-        # A watch has connections of its own: its queries hang on them for seconds.
-        return ConsulWatch(self._connect(), name, tag)
+    # A watch has connections of its own: its queries hang on them for seconds.
+
+    def watch(self, name: str, tag: str = "", *, failing: bool = False) -> "ConsulWatch[tuple[Instance, ...]]":
+        def ask(server: _Server, index: int) -> tuple[int, tuple[Instance, ...]]:
+            return server.instances(name, tag, index, failing=failing)
+
+        return ConsulWatch(self._connect(), repr(name), ask)
+
+    def watch_services(self, tag: str = "") -> "ConsulWatch[tuple[str, ...]]":
+        return ConsulWatch(self._connect(), "the names of services", lambda server, index: server.names(tag, index))
 
     def _connect(self) -> "list[_Server]":
         return [_Server(uri, *self._credentials) for uri in self._uris]
@@ -177,7 +184,7 @@ class ConsulRegistry:
 
     def _refuse_duplicate(self, server: "_Server", instance: Instance) -> None:
         for name in {instance.name, *server.names_of(instance.id)}:
-            for holder in server.passing(name)[1]:
+            for holder in server.instances(name)[1]:
                 if holder.id == instance.id and holder.target != instance.target:
                     raise DuplicateInstanceError(_duplicate(instance.id, name, holder.target))
 
@@ -206,25 +213,29 @@ class ConsulRegistry:
             threading.Thread(target=clean, name=f"ghosts of {instance_id}", daemon=True).start()
 
 
-class ConsulWatch:
-    """A `Watch` by blocking queries: Consul holds each question until the answer changes."""
+class ConsulWatch(Generic[T]):
+    """A `Watch` by blocking queries: Consul holds each question until the answer changes.
 
-    def __init__(self, servers: "list[_Server]", name: str, tag: str) -> None:
-        self._servers, self._name, self._tag = servers, name, tag
+    `ask` puts the question to a server: with an index, for what there is once that is no longer the newest.
+    """
+
+    def __init__(self, servers: "list[_Server]", what: str, ask: Callable[["_Server", int], tuple[int, T]]) -> None:
+        self._servers, self._what, self._ask = servers, what, ask
         self._closed = threading.Event()
 
-    def __iter__(self) -> Iterator[tuple[Instance, ...]]:
+    def __iter__(self) -> Iterator[T]:
         random.shuffle(self._servers)
-        index, failures, seen = 0, 0, None
+        index, failures = 0, 0
+        seen: T | None = None
         while not self._closed.is_set():
             try:
-                answer, instances = self._servers[0].passing(self._name, self._tag, index)
+                answer, found = self._ask(self._servers[0], index)
             except RegistryError as error:
                 self._servers.append(self._servers.pop(0))
                 index = 0  # of the next server, or the next cluster, nothing is known
                 failures += 1
                 if failures == len(self._servers):  # said once, until an answer comes
-                    log.warning("%s: no server answers a watch on %r; keeping what is known", error, self._name)
+                    log.warning("%s: no server answers a watch on %s; keeping what is known", error, self._what)
                 rounds = failures // len(self._servers)
                 if rounds:
                     self._closed.wait(min(BACKOFF[0] * 2 ** min(rounds, 10), BACKOFF[1]) * random.uniform(0.5, 1))  # noqa: S311
@@ -233,9 +244,9 @@ class ConsulWatch:
             # An index that goes backwards is of a cluster that was rebuilt; one to ask from must be above 0.
             # https://developer.hashicorp.com/consul/api-docs/features/blocking
             index = 0 if answer < index else max(answer, 1)
-            if instances != seen and not self._closed.is_set():
-                seen = instances
-                yield instances
+            if found != seen and not self._closed.is_set():
+                seen = found
+                yield found
 
     def close(self) -> None:
         self._closed.set()
@@ -335,13 +346,22 @@ class _Server(consul.Consul):  # type: ignore[misc]
     def __str__(self) -> str:
         return self._transport.base_uri.removeprefix("http://")
 
-    def passing(self, name: str, tag: str = "", index: int = 0) -> tuple[int, tuple[Instance, ...]]:
-        """Return what passes, at which index; with an index, once that is no longer the newest or the wait is over."""
+    # With an index, the answer comes once that is no longer the newest or the wait is over.
+
+    def names(self, tag: str = "", index: int = 0) -> tuple[int, tuple[str, ...]]:
+        """Return the names of the services that have a registration, with this tag if one is given; at which index."""
+        answer, tags = self.catalog.services(index=index or None, wait=f"{WATCH_WAIT}s")
+        return int(answer), tuple(sorted(name for name in tags if not tag or tag in tags[name]))
+
+    def instances(
+        self, name: str, tag: str = "", index: int = 0, *, failing: bool = False
+    ) -> tuple[int, tuple[Instance, ...]]:
+        """Return the instances of a service that pass, with `failing` the others as well; at which index."""
         answer, entries = self.health.service(
-            quote(name, safe=""), index=index or None, wait=f"{WATCH_WAIT}s", passing=True, tag=tag or None
+            quote(name, safe=""), index=index or None, wait=f"{WATCH_WAIT}s", passing=not failing, tag=tag or None
         )
-        # After a move between servers an id can show twice. The later registration is the true one.
-        entries.sort(key=lambda entry: entry["Service"]["CreateIndex"])
+        # After a move between servers an id can show twice. One that passes is the true one; of such, the later.
+        entries.sort(key=lambda entry: (_passes(entry), entry["Service"]["CreateIndex"]))
         newest = {}
         for entry in entries:
             try:
@@ -481,6 +501,11 @@ def _check(instance: Instance, check: Check) -> dict[str, str]:
     return {**kind, "Interval": f"{check.interval}s", "Timeout": f"{check.timeout}s"}
 
 
+def _passes(entry: Mapping[str, Any]) -> bool:
+    """Say whether an instance passes all of its checks, its node's among them."""
+    return all(check["Status"] == "passing" for check in entry["Checks"])
+
+
 def _instance(entry: Mapping[str, Any]) -> Instance:
     service, node = entry["Service"], entry["Node"]
     meta = dict(service["Meta"] or {})
@@ -494,6 +519,7 @@ def _instance(entry: Mapping[str, Any]) -> Instance:
         meta=meta,
         weight=service["Weights"]["Passing"],
         datacenter=node["Datacenter"],
+        passing=_passes(entry),
     )
 
 

@@ -1,9 +1,12 @@
-"""A registry inside the process, for unit tests. It runs no checks: what is registered passes."""
+"""A registry inside the process, for unit tests. It runs no checks: an instance passes unless it says that it fails."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 from rollcall.registry import Check, DuplicateInstanceError, Instance
+
+T = TypeVar("T")
 
 
 class MemoryRegistry:
@@ -16,7 +19,7 @@ class MemoryRegistry:
     def register(self, instance: Instance, check: Check, *, passing: bool = False) -> None:  # noqa: ARG002 (the contract's)
         with self.changed:
             holder = self._instances.get(instance.id)
-            if holder and holder.target != instance.target:
+            if holder and holder.passing and holder.target != instance.target:
                 raise DuplicateInstanceError(
                     f"instance id {instance.id!r} belongs to {holder.name} at {holder.target}, which is alive: "
                     f"give each instance an id of its own"
@@ -35,43 +38,51 @@ class MemoryRegistry:
             self.changed.notify_all()
 
     def instances(self, name: str, tag: str = "") -> tuple[Instance, ...]:
-        with self.changed:
-            found = [each for each in self._instances.values() if each.name == name and (not tag or tag in each.tags)]
-        return tuple(sorted(found, key=lambda instance: instance.id))
+        return tuple(each for each in self._registered(tag) if each.name == name and each.passing)
 
     def services(self) -> tuple[str, ...]:
-        with self.changed:
-            return tuple(sorted({instance.name for instance in self._instances.values()}))
+        return self._names("")
 
-    def watch(self, name: str, tag: str = "") -> "MemoryWatch":
-        return MemoryWatch(self, name, tag)
+    def watch(self, name: str, tag: str = "", *, failing: bool = False) -> "MemoryWatch[tuple[Instance, ...]]":
+        def now() -> tuple[Instance, ...]:
+            return tuple(each for each in self._registered(tag) if each.name == name and (failing or each.passing))
+
+        return MemoryWatch(self.changed, now)
+
+    def watch_services(self, tag: str = "") -> "MemoryWatch[tuple[str, ...]]":
+        return MemoryWatch(self.changed, lambda: self._names(tag))
 
     def __str__(self) -> str:
         return "the registry in memory"
 
+    def _registered(self, tag: str) -> list[Instance]:
+        with self.changed:
+            found = [each for each in self._instances.values() if not tag or tag in each.tags]
+        return sorted(found, key=lambda instance: instance.id)
 
-class MemoryWatch:
-    """A `Watch` on a `MemoryRegistry`."""
+    def _names(self, tag: str) -> tuple[str, ...]:
+        return tuple(sorted({each.name for each in self._registered(tag)}))
 
-    def __init__(self, registry: MemoryRegistry, name: str, tag: str) -> None:
-        self._registry, self._name, self._tag = registry, name, tag
+
+class MemoryWatch(Generic[T]):
+    """A `Watch` on what a `MemoryRegistry` answers now, which `changed` is notified of."""
+
+    def __init__(self, changed: threading.Condition, now: Callable[[], T]) -> None:
+        self._changed, self._now = changed, now
         self._closed = False
 
-    def __iter__(self) -> Iterator[tuple[Instance, ...]]:
-        seen: tuple[Instance, ...] | None = None
+    def __iter__(self) -> Iterator[T]:
+        seen: T | None = None
         while True:
-            with self._registry.changed:  # reentrant: a Condition stands on an RLock
+            with self._changed:  # reentrant: a Condition stands on an RLock
                 while not self._closed and self._now() == seen:
-                    self._registry.changed.wait()
+                    self._changed.wait()
                 if self._closed:
                     return
                 seen = self._now()
             yield seen
 
     def close(self) -> None:
-        with self._registry.changed:
+        with self._changed:
             self._closed = True
-            self._registry.changed.notify_all()
-
-    def _now(self) -> tuple[Instance, ...]:
-        return self._registry.instances(self._name, self._tag)
+            self._changed.notify_all()

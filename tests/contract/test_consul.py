@@ -30,12 +30,14 @@ from rollcall.registry import (
     RegistryUnavailableError,
     TcpCheck,
     TtlCheck,
+    Watch,
 )
 from rollcall.registry import consul as module
 from rollcall.registry.consul import ConsulRegistry
 from tests.waiting import Following, eventually, free_port
 
 CHECK = TtlCheck(60)
+Question = Callable[[ConsulRegistry], Watch[tuple[object, ...]]]
 
 
 def an_instance(name: str, port: int = 1) -> Instance:
@@ -172,6 +174,30 @@ def test_deregistering_cleans_every_server(cluster: Cluster) -> None:
     assert not any(instance.id in services for services in held)
 
 
+def test_of_an_id_on_two_servers_the_one_that_passes_is_shown(cluster: Cluster) -> None:
+    instance, left_behind = an_instance("moved"), an_instance("moved", free_port())
+    ConsulRegistry([cluster.addresses[0]]).register(instance, CHECK)
+    payload = {
+        "ID": left_behind.id,
+        "Name": left_behind.name,
+        "Port": left_behind.port,
+        "Check": {"TCP": left_behind.target, "Interval": "1s"},
+    }
+    later = f"http://{cluster.addresses[1]}/v1/agent/service/register"
+    requests.put(later, json=payload, timeout=5).raise_for_status()
+    listed = f"http://{cluster.addresses[2]}/v1/health/service/moved"
+    eventually("both are listed", lambda: len(requests.get(listed, timeout=5).json()) == 2)
+    registry = ConsulRegistry(cluster.addresses)
+    watch = registry.watch(instance.name, failing=True)
+    with Following(watch, watch.close) as watched:
+        shown = watched.until("it shows one", lambda seen: len(seen) == 1)
+        assert [(each.port, each.passing) for each in shown] == [(instance.port, True)]
+        first = f"http://{cluster.addresses[0]}/v1/agent/service/deregister/{instance.id}"
+        requests.put(first, timeout=5).raise_for_status()
+        watched.until("it shows the other", lambda seen: [each.passing for each in seen] == [False])
+    registry.deregister(instance.id)
+
+
 def test_a_refused_registration_says_why(cluster: Cluster) -> None:
     with pytest.raises(RegistryError, match="Invalid Service Meta"):
         ConsulRegistry(cluster.addresses).register(
@@ -247,12 +273,21 @@ def test_when_every_server_hangs_the_error_comes_in_bounded_time() -> None:
         assert time.monotonic() - begun < module.ANSWER_TIMEOUT + 1
 
 
-def test_a_watch_moves_on_from_a_server_that_hangs(cluster: Cluster) -> None:
+def consul_itself(registry: ConsulRegistry) -> Watch[tuple[object, ...]]:
+    return registry.watch("consul")
+
+
+def names(registry: ConsulRegistry) -> Watch[tuple[object, ...]]:
+    return registry.watch_services()
+
+
+@pytest.mark.parametrize("question", [consul_itself, names])
+def test_a_watch_moves_on_from_a_server_that_hangs(cluster: Cluster, question: Question) -> None:
     with hanging() as address:
-        watch = ConsulRegistry([address, cluster.addresses[0]]).watch("consul")
+        watch = question(ConsulRegistry([address, cluster.addresses[0]]))
         with Following(watch, watch.close) as watched:  # which begins with either
             begun = time.monotonic()
-            watched.until("it shows them", lambda seen: len(seen) == 1, 20)
+            watched.until("it shows them", bool, 20)
             assert time.monotonic() - begun < module.WATCH_WAIT * 17 / 16 + module.ANSWER_TIMEOUT + 1
 
 
@@ -275,8 +310,9 @@ def test_without_any_server_the_error_names_each() -> None:
         assert all(address in str(caught.value) for address in addresses)
 
 
+@pytest.mark.parametrize("question", [consul_itself, names])
 @pytest.mark.parametrize("status", [200, 404])
-def test_what_is_not_consul_is_an_error_and_not_a_crash(cluster: Cluster, status: int) -> None:
+def test_what_is_not_consul_is_an_error_and_not_a_crash(cluster: Cluster, status: int, question: Question) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
@@ -291,9 +327,9 @@ def test_what_is_not_consul_is_an_error_and_not_a_crash(cluster: Cluster, status
         address = f"127.0.0.1:{server.server_address[1]}"
         with pytest.raises(RegistryUnavailableError, match=address):
             ConsulRegistry([address]).instances("sum")
-        watch = ConsulRegistry([address, cluster.addresses[0]]).watch("consul")
+        watch = question(ConsulRegistry([address, cluster.addresses[0]]))
         with Following(watch, watch.close) as watched:
-            watched.until("it moves on to Consul", lambda seen: len(seen) == 1)
+            watched.until("it moves on to Consul", bool)
         server.shutdown()
 
 

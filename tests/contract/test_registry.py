@@ -6,18 +6,19 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from rollcall.registry import DuplicateInstanceError, Instance, Registry, TtlCheck, Watch
+from rollcall.registry import DuplicateInstanceError, Instance, Registry, TcpCheck, TtlCheck, Watch
 from rollcall.registry.consul import ConsulRegistry
 from rollcall.registry.memory import MemoryRegistry
-from tests.waiting import Following, eventually
+from tests.waiting import Following, eventually, free_port
 
 CHECK = TtlCheck(60)  # passes from the start, and for longer than any test here
 NAMES = ["grpc And consul", "a/b?c=d&e#f", '100% "a%20b\\', "a+b~c.d", "點名"]
 Open = Callable[[], Registry]
+T = TypeVar("T")
 
 
 @pytest.fixture(params=["memory", "consul"])
@@ -43,7 +44,12 @@ def an_instance(name: str = "", **fields: Any) -> Instance:
     )
 
 
-def following(watch: Watch) -> Following[tuple[Instance, ...]]:
+def an_ill_instance(**fields: Any) -> Instance:
+    """Return one that fails its checks: Consul finds that nothing listens there, and in memory it is believed."""
+    return an_instance(port=free_port(), passing=False, **fields)
+
+
+def following(watch: Watch[T]) -> Following[T]:
     return Following(watch, watch.close)
 
 
@@ -223,6 +229,77 @@ def test_watch_shows_what_is_there_then_each_change_until_closed(registry: Regis
     assert all(one != other for one, other in zip(watched.seen, watched.seen[1:], strict=False)), (
         "only changes are shown"
     )
+
+
+def test_those_that_fail_are_left_out_unless_a_watch_asks_for_them(registry: Registry) -> None:
+    ill = an_ill_instance(tags=("t",))
+    well = replace(ill, passing=True)
+    other = replace(well, id=f"z-{ill.id}", tags=())
+    watch, filtered = registry.watch(ill.name, failing=True), registry.watch(ill.name, "t", failing=True)
+    with following(watch) as watched, following(filtered) as tagged, following(registry.watch(ill.name)) as passing:
+        registry.register(ill, TcpCheck())
+        registry.register(other, CHECK)
+
+        def shown(seen: tuple[Instance, ...]) -> tuple[Instance, ...]:
+            return tuple(replace(each, datacenter="") for each in seen)
+
+        watched.until("it shows both", lambda seen: shown(seen) == (ill, other))
+        tagged.until("it shows the one with the tag", lambda seen: shown(seen) == (ill,))
+        passing.until("it shows the one that passes", lambda seen: shown(seen) == (other,))
+        assert listed(registry, other)()
+        registry.register(well, CHECK)
+        watched.until("it shows that both pass", lambda seen: shown(seen) == (well, other))
+        passing.until("it shows both", lambda seen: shown(seen) == (well, other))
+        registry.register(ill, TcpCheck())
+        watched.until("it shows that one fails again", lambda seen: shown(seen) == (ill, other))
+        passing.until("it shows the other", lambda seen: shown(seen) == (other,))
+        registry.deregister(ill.id)
+        watched.until("it shows that one has gone", lambda seen: shown(seen) == (other,))
+    registry.deregister(other.id)
+
+
+def test_an_id_of_one_that_fails_may_be_taken(registry: Registry) -> None:
+    ill = an_ill_instance()
+    registry.register(ill, TcpCheck())
+    successor = replace(ill, port=1, passing=True)
+    registry.register(successor, CHECK)
+    eventually("it is found", listed(registry, successor))
+    registry.deregister(successor.id)
+
+
+def test_the_names_of_services_are_watched(registry: Registry) -> None:
+    tag = f"tag {uuid.uuid4().hex[:8]}"
+    public, hidden, ill = an_instance(tags=("t", tag)), an_instance(), an_ill_instance(tags=(tag,))
+    another = replace(public, id=f"z-{public.id}", port=2, tags=())
+    with following(registry.watch_services()) as watched, following(registry.watch_services(tag)) as tagged:
+        tagged.until("it begins with none", lambda seen: seen == (), seconds=2)
+        for instance in (public, hidden):
+            registry.register(instance, CHECK)
+        watched.until("it shows both", lambda seen: {public.name, hidden.name} <= set(seen))
+        tagged.until("it shows the one with the tag", lambda seen: seen == (public.name,))
+        registry.register(ill, TcpCheck())
+        both = tuple(sorted((public.name, ill.name)))
+        tagged.until("it shows one that fails as well", lambda seen: seen == both)
+        registry.register(another, CHECK)
+        registry.deregister(public.id)
+        tagged.until("it shows that nobody has the tag any more", lambda seen: seen == (ill.name,))
+        assert public.name in registry.services()
+        registry.deregister(another.id)
+        watched.until("it shows that the service has gone", lambda seen: public.name not in seen)
+        registry.deregister(ill.id)
+        tagged.until("it shows that all have gone", lambda seen: seen == ())
+        states = len(tagged.seen)
+        tagged.close()
+        tagged.close()  # harmless
+        registry.register(public, CHECK)  # a query under way returns
+        eventually("the iteration ends", lambda: tagged.ended)
+        assert len(tagged.seen) == states, "nothing is shown after the close"
+    assert all(list(names) == sorted(names) for names in watched.seen)
+    assert all(one != other for one, other in zip(watched.seen, watched.seen[1:], strict=False)), (
+        "only changes are shown"
+    )
+    for instance in (public, hidden):
+        registry.deregister(instance.id)
 
 
 def test_services_are_listed_in_alphabetical_order(registry: Registry) -> None:

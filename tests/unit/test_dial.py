@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent import futures
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from socket import create_server
 from typing import Any, Self
@@ -20,11 +20,16 @@ import grpc.aio
 import pytest
 
 import rollcall
+from contracts.hello.v1.hello import HELLO
 from contracts.person.v1 import person_pb2, person_pb2_grpc
 from contracts.sum.v1 import sum_pb2, sum_pb2_grpc
 from rollcall import context as contexts
+from rollcall import jsonrpc
+from rollcall.life import Life
 from rollcall.registry import Instance, TtlCheck
 from rollcall.settings import ServiceSettings, load
+from services.hello.handler import Hello
+from services.sum.handler import Sum
 from tests.waiting import eventually, free_port
 
 CHECK = TtlCheck(60)
@@ -396,6 +401,45 @@ def test_any_other_method_is_not_tried_again(registry: rollcall.MemoryRegistry, 
             assert do(channel) == "jq"
 
 
+def only_when_tried_again(context: grpc.ServicerContext, _call: int) -> None:
+    if all(key != "grpc-previous-rpc-attempts" for key, _ in context.invocation_metadata()):
+        context.abort(grpc.StatusCode.UNAVAILABLE, "as the test wants it")
+
+
+def test_but_it_is_once_its_caller_says_that_it_may(registry: rollcall.MemoryRegistry, name: str) -> None:
+    with Server(only_when_tried_again) as server:
+        sign_up(registry, name, server.port)
+        with rollcall.dial_sync(name, registry=registry, failure_percent=0) as channel:
+            with failing(grpc.StatusCode.UNAVAILABLE):
+                do(channel)
+            assert server.calls == 1
+            channel.idempotent("/person.v1.PersonService/Do")
+            channel.idempotent("/person.v1.PersonService/Do")  # harmless
+            eventually("it is tried again", lambda: quietly(lambda: do(channel)))
+
+
+def test_so_it_is_on_a_channel_for_asyncio(registry: rollcall.MemoryRegistry, name: str) -> None:
+    async def test(server: Server) -> None:
+        sign_up(registry, name, server.port)
+        async with rollcall.dial(name, registry=registry) as channel:
+            channel.idempotent("/person.v1.PersonService/Do")
+            do = channel.unary_unary("/person.v1.PersonService/Do")  # without its generated code
+            person = person_pb2.Person(name="jq").SerializeToString()
+            assert await do(person) == person
+
+    with Server(only_when_tried_again) as server:
+        asyncio.run(test(server))
+
+
+@pytest.mark.parametrize("method", ["", "Do", "person.v1.PersonService/Do", "/person.v1.PersonService", "/a/b/c"])
+def test_what_is_no_method_cannot_be_idempotent(registry: rollcall.MemoryRegistry, name: str, method: str) -> None:
+    with (
+        rollcall.dial_sync(name, registry=registry) as channel,
+        pytest.raises(ValueError, match="expected a method as /package"),
+    ):
+        channel.idempotent(method)
+
+
 def test_nor_is_any_method_after_another_failure(registry: rollcall.MemoryRegistry, name: str) -> None:
     with Server(abort(grpc.StatusCode.INTERNAL)) as server:
         sign_up(registry, name, server.port)
@@ -538,6 +582,47 @@ def test_deadline_and_trace_go_along_the_chain(registry: rollcall.MemoryRegistry
     assert left_in_back is not None
     assert left_in_front < 3.1, "gRPC rounds a little"
     assert 1 < left_in_back < 3.1, "not the 60 of its channel"
+
+
+def registered_meta(service: Life) -> Mapping[str, str]:
+    """Let an instance live until it is registered, and return what it has registered of itself."""
+    settings, stop, found = load(ServiceSettings, ["--drain", "0", "--grace", "0"]), asyncio.Event(), list[Instance]()
+
+    def on_ready(instance: Instance) -> None:
+        found.append(instance)
+        stop.set()
+
+    asyncio.run(service.live(settings, rollcall.MemoryRegistry(), stop, on_ready))
+    return found[0].meta
+
+
+def test_an_instance_registers_what_it_speaks_and_whom_it_calls(registry: rollcall.MemoryRegistry, name: str) -> None:
+    @asynccontextmanager
+    async def servicer(_: ServiceSettings) -> AsyncIterator[Sum]:
+        with ExitStack() as stack:
+            for called in (f"b {name}", f"a {name}", f"a {name}", f"with, comma {name}"):
+                stack.enter_context(rollcall.dial_sync(called, registry=registry))
+            yield Sum()
+
+    service = rollcall.Service(name)
+    service.add(sum_pb2_grpc.add_SumServiceServicer_to_server, servicer)
+    meta = registered_meta(service)
+    assert (meta["protocol"], meta["calls"]) == ("grpc", f"a {name},b {name}")
+    hello = jsonrpc.Service(name)
+    hello.register(HELLO, Hello())
+    meta = registered_meta(hello)
+    assert (meta["protocol"], "calls" in meta) == ("jsonrpc", False)
+
+
+def test_whom_it_calls_is_cut_to_what_a_registry_takes(registry: rollcall.MemoryRegistry, name: str) -> None:
+    names = [f"點名 {number:02} {name}" for number in range(40)]
+    service = rollcall.Service(name)
+    with ExitStack() as stack:
+        for each in names:
+            stack.enter_context(rollcall.dial_sync(each, registry=registry))
+        calls = registered_meta(service)["calls"]
+    assert 450 < len(calls.encode()) <= 512
+    assert calls.split(",") == names[: calls.count(",") + 1], "whole names"
 
 
 def test_a_trace_that_the_caller_gives_is_kept(registry: rollcall.MemoryRegistry, name: str) -> None:

@@ -388,7 +388,7 @@ def test_stopping_ends_what_outlives_the_grace(run: Run) -> None:
             await trial.waits("a")
             begun = time.monotonic()
             await trial.server.stop(0.2)
-            assert 0.2 <= time.monotonic() - begun < 1
+            assert 0.19 <= time.monotonic() - begun < 1, "uvloop counts in whole milliseconds"
             says = "trial.Wait could not be finished, the instance is going: it may have run; call again"
             assert json.loads(await reader.read()) == {"id": 1, "result": None, "error": says}
             assert trial.handler.cancelled == ["a"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import rollcall
-from rollcall.discovery.membership import Membership
+from rollcall.discovery.membership import Membership, dialled
 from rollcall.registry import Instance, TtlCheck
 from tests.waiting import eventually
 
@@ -50,7 +50,7 @@ class Repeating(rollcall.MemoryRegistry):
         super().__init__()
         self.yields: queue.SimpleQueue[tuple[Instance, ...] | None] = queue.SimpleQueue()
 
-    def watch(self, name: str, tag: str = "") -> Any:  # noqa: ARG002 (the contract's)
+    def watch(self, name: str, tag: str = "", *, failing: bool = False) -> Any:  # noqa: ARG002 (the contract's)
         return self
 
     def __iter__(self) -> Iterator[tuple[Instance, ...]]:
@@ -59,6 +59,35 @@ class Repeating(rollcall.MemoryRegistry):
 
     def close(self) -> None:
         self.yields.put(None)
+
+
+def test_strangers_alone_do_not_take_the_place_of_all_at_once() -> None:
+    """As when the first leader after Consul's return lists one that was killed before it went, and nobody else."""
+    ghost = replace(ONE, id="one-3", port=3)
+    registry = Repeating()
+    registry.yields.put((ONE, OTHER))
+    told = Told(registry, empty_grace=1.0)
+    told.until(ONE, OTHER)
+    registry.yields.put((ghost,))
+    told.until(ghost, ONE, OTHER)
+    registry.yields.put(())
+    told.until(ONE, OTHER)
+    registry.yields.put((ghost, OTHER))  # one of them is back: what is listed is true again
+    told.until(ghost, OTHER)
+    registry.yields.put((ONE,))
+    begun = told.until(ONE, ghost, OTHER)
+    assert told.until(ONE) - begun >= 0.9
+    told.members.close()
+
+
+def test_the_only_instance_may_be_replaced() -> None:
+    registry = Repeating()
+    registry.yields.put((ONE,))
+    told = Told(registry)
+    told.until(ONE)
+    registry.yields.put((OTHER,))
+    told.until(OTHER)
+    told.members.close()
 
 
 def test_the_last_ones_are_kept_for_the_grace_and_no_longer() -> None:
@@ -89,6 +118,17 @@ def test_the_last_ones_are_kept_as_well_when_no_name_can_be_resolved() -> None:
     registry.yields.put((replace(OTHER, address="localhost"),))
     told.until(OTHER)
     told.members.close()
+
+
+def test_who_is_dialled_is_known_until_the_last_one_is_closed() -> None:
+    registry = rollcall.MemoryRegistry()
+    one, other = Told(registry), Told(registry)
+    assert "one" in dialled()
+    one.members.close()
+    one.members.close()  # harmless
+    assert "one" in dialled()
+    other.members.close()
+    assert "one" not in dialled()
 
 
 def test_nobody_from_the_beginning() -> None:
