@@ -32,11 +32,16 @@ current: ContextVar[CallContext | None] = ContextVar("rollcall_call", default=No
 """The call being handled in this task or thread, if any."""
 
 
+def new_id() -> str:
+    """Return 32 hexadecimal digits that nothing else has."""
+    return f"{_random.getrandbits(128):032x}"
+
+
 def incoming(traceparent: str | bytes | None, expires: float | None) -> CallContext:
     """Return the context of a call that has come in; with a new trace when it brought none, or one out of form."""
     if isinstance(traceparent, str) and (found := _FORM.fullmatch(traceparent)):
         return CallContext(found[1], found[2], expires)
-    return CallContext(f"{_random.getrandbits(128):032x}", "01", expires)
+    return CallContext(new_id(), "01", expires)
 
 
 def outgoing(call: CallContext) -> str:

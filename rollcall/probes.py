@@ -2,15 +2,25 @@
 
 import asyncio
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 ALIVE_WITHIN = 1.0  # seconds that the event loop may take to answer
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # whoever has asked does not wait any more
+            super().handle_error(request, client_address)
 
 
 class Probes:
@@ -58,9 +68,8 @@ class Probes:
             def log_message(self, *_: object) -> None:
                 """Stay quiet: probes come every second."""
 
-        class Server(ThreadingHTTPServer):
+        class Server(_Server):
             address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-            daemon_threads = True
 
         self._server = Server(address, Handler)
         self.port: int = self._server.server_address[1]

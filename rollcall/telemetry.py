@@ -6,6 +6,7 @@ thread, so the locks inside prometheus_client's own counters would guard nothing
 
 import time
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
@@ -37,6 +38,7 @@ class Telemetry:
         GCCollector(registry=self.metrics)
         self._grpc = _Calls("grpc", ("type", "service", "method"), self.metrics)
         self._jsonrpc = _Calls("jsonrpc", ("service", "method"), self.metrics)
+        self._http = _Calls("http", ("method", "route"), self.metrics)
         self.registered = Gauge("rollcall_registered", "1 while the registration stands.", registry=self.metrics)
         Info("rollcall_build", "What is running.", registry=self.metrics).info(
             {"service": service, "instance": instance, "version": version}
@@ -50,6 +52,16 @@ class Telemetry:
         """Return what counts the calls of a JSON-RPC method."""
         return self._jsonrpc.method(f"{service}.{name}", (service, name), JSONRPC_CODES)
 
+    def http(self, verb: str, route: str) -> "Method":
+        """Return what counts the requests of a route, given as its template: /students/{id}, not /students/7.
+
+        Their codes are HTTP statuses, of which those appear that have come: 499 for a client that has gone; for a
+        WebSocket 101, or the code that it was closed with when that tells of a problem.
+        """
+        # Log lines as JSON have it as it is.
+        path = "".join(each if each.isprintable() and each not in '"\\' else "_" for each in f"{verb} {route}")
+        return self._http.method(path, (verb, route), ())
+
 
 class Method:
     """One method's counts. For the event loop's thread only."""
@@ -57,7 +69,7 @@ class Method:
     def __init__(self, path: str, labels: tuple[str, ...], codes: Iterable[str]) -> None:
         self.path, self.labels = path, labels
         self.started = 0
-        self.handled = dict.fromkeys(codes, 0)
+        self.handled = defaultdict(int, dict.fromkeys(codes, 0))
         self.sent = 0
         """Messages of streams sent."""
         self.received = 0

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from deploy.local import process
-from deploy.local.cluster import SPAN, ports_from
+from deploy.local.cluster import ABACUS, SPAN, ports_from
 
 
 class Local:
@@ -45,9 +45,9 @@ def free_ports_from() -> int:
     """Return a port from which every port that follows from it is free."""
     for http in random.sample(range(15000, 31900, 50), 100):
         ports = [port for server in ports_from(http) for port in asdict(server).values()]
-        if not any(map(taken, [*ports, http + SPAN])):
+        if not any(map(taken, [*ports, *range(http + ABACUS, http + SPAN + 1)])):
             return http
-    raise AssertionError("expected 13 free ports within 41, found none from 15000 to 31900")
+    raise AssertionError("expected 15 free ports within 43, found none from 15000 to 31900")
 
 
 def taken(port: int) -> bool:

@@ -2,8 +2,8 @@
 
 Settings, from the environment:
   CONSUL_HTTP_PORT   HTTP port P of the first Consul server (8500). The others follow: HTTP P to P+2, RPC P+10 to P+12,
-                     LAN gossip P+20 to P+22, WAN gossip P+30 to P+32; and P+40 is abacus's, the service that is not
-                     ours. Our own services choose free ports.
+                     LAN gossip P+20 to P+22, WAN gossip P+30 to P+32; P+40 is abacus's, the service that is not
+                     ours, P+41 and P+42 are the gateway's. The other services choose free ports.
   CONSUL_BIN         the Consul binary to use; without it one is found, downloaded or built.
   CONSUL_RELEASES    where HashiCorp's releases are mirrored (https://releases.hashicorp.com).
   ROLLCALL_RUN       where logs, data and process records are kept (.run).
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.local import LocalError, process
-from deploy.local.cluster import SERVERS, SPAN, STOP_SECONDS, Cluster, ports_from, rendered_port
+from deploy.local.cluster import ABACUS, SERVERS, SPAN, STOP_SECONDS, Cluster, ports_from, rendered_port
 from deploy.local.consul_binary import consul_binary
 from deploy.local.lock import locked
 from deploy.local.progress import Progress, say
@@ -92,7 +92,7 @@ def up(run: Path) -> int:
     """Start what is missing, show it at work, and leave it running; what this run started goes if it fails."""
     with _alone(run):
         port = _http_port(run)
-        cluster = Cluster(run, ports_from(port), Path("consul"), abacus=port + SPAN)
+        cluster = Cluster(run, ports_from(port), Path("consul"), abacus=port + ABACUS)
         absent = [n for n in SERVERS if not cluster.running(n)]
         if absent:
             cluster.check_ports(absent)  # before minutes may go into getting a binary
@@ -108,7 +108,8 @@ def up(run: Path) -> int:
             raise
         print("\n".join(calls), end="\n\n")
         _print_table(_rows(cluster))
-        print(f"\nConsul's web page: http://127.0.0.1:{port}/ui")
+        print(f"\nThe gateway's page: {services.gateway_url(cluster)}/")
+        print(f"Consul's web page:  http://127.0.0.1:{port}/ui")
         print("Next: make status (what runs), make logs (what it says), make down (stop it)")
     return 0
 

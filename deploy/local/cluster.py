@@ -58,16 +58,18 @@ class Ports:
     serf_wan: int
 
 
-SPAN = 40
-"""How far above the first server's HTTP port the last of the ports is that follow from it: abacus's."""
+ABACUS, GATEWAY = 40, 41
+"""How far above the first server's HTTP port abacus's port is, and the first of the gateway's two."""
+SPAN = 42
+"""How far above it the last of the ports is that follow from it."""
 PURPOSES = {"http": "HTTP", "server": "RPC", "serf_lan": "LAN gossip", "serf_wan": "WAN gossip"}
 
 
 def ports_from(http: int) -> tuple[Ports, ...]:
     """Return the ports that follow from the first server's HTTP port P.
 
-    HTTP is P to P+2 for servers 1 to 3, RPC P+10 to P+12, LAN gossip P+20 to P+22, WAN gossip P+30 to P+32. P+40 is
-    left to abacus.
+    HTTP is P to P+2 for servers 1 to 3, RPC P+10 to P+12, LAN gossip P+20 to P+22, WAN gossip P+30 to P+32. P+40 to
+    P+42 are left to the services whose ports are fixed.
     """
     return tuple(Ports(http + i, http + 10 + i, http + 20 + i, http + 30 + i) for i in range(len(SERVERS)))
 

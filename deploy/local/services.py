@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import psutil
+import requests
 
 import rollcall
 from contracts.greeter.v1 import greeter_pb2, greeter_pb2_grpc
@@ -20,6 +21,7 @@ from contracts.person.v1 import person_pb2, person_pb2_grpc
 from contracts.student.v1 import student_pb2, student_pb2_grpc
 from contracts.sum.v1 import sum_pb2, sum_pb2_grpc
 from deploy.local import LocalError, process
+from deploy.local.cluster import GATEWAY
 from deploy.local.progress import Progress
 from rollcall import jsonrpc
 
@@ -32,6 +34,8 @@ ROOT = Path(__file__).parents[2]
 CALL_SECONDS = 10.0
 READY_SECONDS = 45.0
 POLL_SECONDS = 0.1
+PUBLIC = ("--tags", "public")
+"""The flags of a service that the gateway makes reachable from outside."""
 
 
 async def add(registry: rollcall.Registry) -> str:
@@ -84,6 +88,31 @@ async def add_by_abacus(registry: rollcall.Registry) -> str:
         return _line(f"abacus.Add(333, 666) = {reply.res}", "abacus, which knows nothing of Rollcall")
 
 
+async def add_by_http(registry: rollcall.Registry) -> str:
+    """Call sum.Add through the gateway, as curl would, and return the line that says so."""
+    deadline = time.monotonic() + CALL_SECONDS
+    while True:
+        gateway = min(await asyncio.to_thread(registry.instances, "gateway"), key=lambda each: each.port)
+        url = f"http://{gateway.target}/v1/sum/Add"
+        answer = await asyncio.to_thread(_post, url, {"num1": 333, "num2": 666})
+        if answer.ok:
+            return _line(
+                f"POST {url} = {answer.text.strip()}", f"{answer.headers['rollcall-instance']}, through {gateway.id}"
+            )
+        if time.monotonic() >= deadline:  # it learns of what has just been started within a moment
+            raise LocalError(f"expected an answer from {url}, found {answer.status_code} {answer.text}; see make logs")
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _post(url: str, message: dict[str, int]) -> requests.Response:
+    try:
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy has no business on loopback
+            return session.post(url, json=message, timeout=CALL_SECONDS)
+    except requests.RequestException as error:
+        raise LocalError(f"expected an answer from {url}, found: {error}; see make logs") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """A service, how many instances of it run, and a call that shows it at work."""
@@ -91,7 +120,7 @@ class Service:
     name: str
     instances: int
     example: Callable[[rollcall.Registry], Awaitable[str]]
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...] = PUBLIC
     """What its instances are given beside their id and Consul's addresses; {run} stands for the run directory."""
 
     @property
@@ -103,6 +132,15 @@ class Service:
         """Return the command that runs one instance; it chooses its own port and registers itself."""
         flags = [flag.format(run=cluster.run) for flag in self.flags]
         return ["services." + self.name, "--id", instance, "--consul", ",".join(cluster.addresses), *flags]
+
+
+class Gateway(Service):
+    """The gateway, whose instances are where people look for them."""
+
+    def command(self, instance: str, cluster: Cluster) -> list[str]:
+        """Return the command that runs one instance at its own port."""
+        port = _http_port(cluster) + GATEWAY + self.ids.index(instance)
+        return [*Service.command(self, instance, cluster), "--port", str(port)]
 
 
 class Foreign(Service):
@@ -122,8 +160,9 @@ TABLE = (
     Service("hello", 3, greet_in_chinese),
     Service("sum", 3, add),
     Service("person", 3, do),
-    Service("student", 3, add_student, flags=("--database", "sqlite:///{run}/data/student.db")),
+    Service("student", 3, add_student, flags=(*PUBLIC, "--database", "sqlite:///{run}/data/student.db")),
     Service("greeter", 3, greet),
+    Gateway("gateway", 2, add_by_http, flags=()),
     Foreign("abacus", 1, add_by_abacus),
 )
 
@@ -137,6 +176,15 @@ class Row:
     address: str
     health: str
     log: str
+
+
+def gateway_url(cluster: Cluster) -> str:
+    """Return where the gateway's first instance is."""
+    return f"http://127.0.0.1:{_http_port(cluster) + GATEWAY}"
+
+
+def _http_port(cluster: Cluster) -> int:
+    return cluster.ports[1].http
 
 
 def missing(run: Path) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+import httpx
 import requests
 
 import rollcall
@@ -149,6 +150,10 @@ async def load(call: Call, instances: int = 3) -> AsyncIterator[Tally]:
             except grpc.aio.AioRpcError as error:
                 tally.failed.append((time.monotonic(), error.code().name, error.details() or ""))
             except jsonrpc.JsonRpcError as error:
+                tally.failed.append((time.monotonic(), type(error).__name__, str(error)))
+            except httpx.HTTPStatusError as error:
+                tally.failed.append((time.monotonic(), str(error.response.status_code), error.response.text))
+            except httpx.HTTPError as error:
                 tally.failed.append((time.monotonic(), type(error).__name__, str(error)))
             tally.slowest = max(tally.slowest, time.monotonic() - begun)
             await asyncio.sleep(PACE)

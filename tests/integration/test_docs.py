@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
+from deploy.local.cluster import GATEWAY
 from deploy.local.guard import Guard
 from tests import debian
 from tests.integration.fleet import ROOT, Fleet
@@ -20,12 +22,13 @@ from tests.waiting import eventually
 DOC = (ROOT / "docs" / "services.md").read_text()
 PROGRAMS = re.findall(r"```python\n([^`]*)```\n\n```text\n([^`]*)```", DOC)
 (SERVER,) = [each for each in re.findall(r"```python\n([^`]*)```", DOC) if "jsonrpc.Service" in each]
-(CONSOLE,) = re.findall(r"```console\n([^`]*)```", DOC)
+README = (ROOT / "README.md").read_text()
+CONSOLES = re.findall(r"```console\n([^`]*)```", DOC + README)
 
 
 def test_nothing_that_is_shown_is_left_out() -> None:
     kinds = re.findall(r"^```(\w+)", DOC, re.MULTILINE)
-    assert sorted(kinds) == sorted(["console", "python", *["python", "text"] * len(PROGRAMS)])
+    assert sorted(kinds) == sorted(["console"] * 2 + ["python"] + ["python", "text"] * len(PROGRAMS))
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,8 @@ def environment(
         for pid in local.pids().values():
             guard.watch(pid)
         assert code == 0, out + err
+        gateway = f"http://127.0.0.1:{local.port + GATEWAY}/openapi.json"
+        eventually("the gateway knows them all", lambda: len(requests.get(gateway, timeout=10).json()["tags"]) == 5, 30)
         yield {**local.env, "ROLLCALL_CONSUL": f"127.0.0.1:{local.port}", "PYTHONPATH": str(ROOT)}
     finally:
         local("down", "--purge")
@@ -46,6 +51,7 @@ def environment(
 
 @pytest.mark.parametrize(("program", "output"), PROGRAMS, ids=[output.split("\n")[0] for _, output in PROGRAMS])
 def test_a_program(environment: dict[str, str], program: str, output: str) -> None:
+    program = here(environment, program)
     ran = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30, check=False
     )
@@ -53,21 +59,37 @@ def test_a_program(environment: dict[str, str], program: str, output: str) -> No
     assert ran.stdout == output
 
 
-def test_what_is_typed(environment: dict[str, str]) -> None:
-    if not shutil.which("nc"):
+@pytest.mark.parametrize("console", CONSOLES, ids=[each.split("\n")[0] for each in CONSOLES])
+def test_what_is_typed(environment: dict[str, str], console: str) -> None:
+    if "| nc " in console and not shutil.which("nc"):
         debian.install("netcat-openbsd")
-    if not shutil.which("nc"):
-        pytest.skip("no nc on PATH, and it could not be installed here as Debian's package netcat-openbsd")
-    typed = "\n".join(re.findall(r"^\$ (.*)", CONSOLE, re.MULTILINE))
-    expected = re.findall(r"^(?!\$ )(.*\n)", CONSOLE, re.MULTILINE)
+        if not shutil.which("nc"):
+            pytest.skip("no nc on PATH, and it could not be installed here as Debian's package netcat-openbsd")
+    if "curl" in console and not shutil.which("curl"):
+        debian.install("curl")
+        if not shutil.which("curl"):
+            pytest.skip("no curl on PATH, and it could not be installed here as Debian's package curl")
+    typed = here(environment, "\n".join(re.findall(r"^\$ (.*)", console, re.MULTILINE)))
+    expected = re.findall(r"^(?!\$ )(.*\n)", console, re.MULTILINE)
     with subprocess.Popen(
         ["bash", "-c", typed], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as shell:
         try:
             # No more lines than are to come: some kinds of nc end with their input, others wait for the server to.
-            assert [shell.stdout.readline() for _ in expected if shell.stdout] == expected
+            found = [shell.stdout.readline() for _ in expected if shell.stdout]
         finally:
             os.killpg(shell.pid, signal.SIGKILL)
+    assert [alike(line) for line in found] == [alike(line) for line in expected]
+
+
+def here(environment: dict[str, str], text: str) -> str:
+    """Return what is shown with the gateway's first instance where it is in this test."""
+    return text.replace(":8541", f":{int(environment['CONSUL_HTTP_PORT']) + GATEWAY}")
+
+
+def alike(line: str) -> str:
+    """Leave out which of its instances has answered."""
+    return re.sub(r'"(\w+)-[123]"', r'"\1-N"', line)
 
 
 def test_a_server_of_ones_own(fleet: Fleet, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local import LocalError
-from deploy.local.cluster import CONFIG, SERVERS, SPAN, Cluster, free_ports, ports_from
+from deploy.local.cluster import ABACUS, CONFIG, SERVERS, Cluster, free_ports, ports_from
 from deploy.local.guard import Guard
 
 
@@ -107,7 +107,7 @@ def test_the_files_hold_the_default_ports(n: int, tmp_path: Path) -> None:
 
 
 def test_the_file_of_the_service_that_is_not_ours_holds_its_default_port(tmp_path: Path) -> None:
-    rendered = Cluster(tmp_path, ports_from(8500), Path("consul")).render_abacus(8500 + SPAN)
+    rendered = Cluster(tmp_path, ports_from(8500), Path("consul")).render_abacus(8500 + ABACUS)
     assert json.loads(rendered.read_text()) == json.loads((CONFIG / "abacus.json").read_text())
 
 

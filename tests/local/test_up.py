@@ -23,6 +23,7 @@ sum\.Add\(333, 666\) = 999 +answered by sum-[123]
 person\.Do\(name="李白", age=333\) = "李白 is sleeping", 999 +answered by person-[123]
 student\.AddFunc\(name="李白", age=33, score=\[90, 85, 77\]\) = id \d+, total 252 +answered by student-[123]
 greeter\.Call\("李白"\) = "Hello 李白" +answered by greeter-[123]
+POST http://127\.0\.0\.1:\d+/v1/sum/Add = {"res":"999"} +answered by sum-[123], through gateway-1
 abacus\.Add\(333, 666\) = 999 +answered by abacus, which knows nothing of Rollcall
 """
 
@@ -200,4 +201,4 @@ def test_a_bad_port_is_refused(local: Local, setting: str) -> None:
     code, _, err = local("up")
     local.env["CONSUL_HTTP_PORT"] = good
     assert code == 1
-    assert f"CONSUL_HTTP_PORT should be a port between 1 and 65495, but it is '{setting}'" in err
+    assert f"CONSUL_HTTP_PORT should be a port between 1 and 65493, but it is '{setting}'" in err

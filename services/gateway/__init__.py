@@ -1,0 +1,1 @@
+"""The gateway: HTTP, WebSocket and a web page for every service that is registered and public."""
