@@ -1,5 +1,6 @@
 """The gateway as an ASGI application: the methods, what describes them, and the web page."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -68,8 +69,8 @@ def build(catalog: Catalog, settings: GatewaySettings, live: Live) -> ASGIApp:
             return FileResponse(PAGE / "index.html")
 
         @app.get("/live")
-        async def follow() -> Response:
-            return StreamingResponse(_events(live), media_type="text/event-stream")
+        async def follow(request: Request) -> Response:
+            return StreamingResponse(_events(live, request.scope["rollcall"].leaving), media_type="text/event-stream")
 
     answer: Any = _answer  # its type would have to say which kind of argument leads to which kind of result
     for kind in (ProblemError, HTTPException, Exception):
@@ -138,7 +139,19 @@ async def _answer(request: Request | WebSocket, error: Exception) -> Response | 
     return found.response()
 
 
-async def _events(live: Live) -> AsyncIterator[bytes]:
+async def _events(live: Live, leaving: asyncio.Event) -> AsyncIterator[bytes]:
+    """Yield what runs as events, until this instance takes no more requests: who looks then asks another one."""
+    left = asyncio.ensure_future(leaving.wait())
     async with aclosing(live.snapshots()) as snapshots:
-        async for snapshot in snapshots:
-            yield b"data: " + json.dumps(snapshot, ensure_ascii=False).encode() + b"\n\n"
+        try:
+            while not left.done():
+                following = asyncio.ensure_future(anext(snapshots))
+                try:
+                    await asyncio.wait([following, left], return_when=asyncio.FIRST_COMPLETED)
+                    if following.done():
+                        yield b"data: " + json.dumps(following.result(), ensure_ascii=False).encode() + b"\n\n"
+                finally:
+                    following.cancel()
+                    await asyncio.wait([following])
+        finally:
+            left.cancel()

@@ -497,10 +497,18 @@ def test_the_pages_need_no_network(gateway: Gateway) -> None:
                     assert answer.status_code == 200, reference
 
 
-def test_it_drains_and_ends_well(system: Fleet) -> None:
+def test_it_drains_and_ends_well_with_a_page_open(system: Fleet) -> None:
+    """Who looks at the live map does not hold it back for the whole grace, of 20 s."""
     system.start("gateway-5")
-    Gateway(system, "gateway-5")
-    eventually("it is registered", lambda: "gateway-5" in system.passing("gateway"))
-    system.stop("gateway-5")
+    other = Gateway(system, "gateway-5")
+    eventually("it is registered", lambda: "gateway-5" in system.passing("gateway"), 30)
+    with other.http.stream("GET", "/live") as live:
+        lines = live.iter_lines()
+        assert json.loads(next(lines).removeprefix("data: "))["services"]
+        begun = time.monotonic()
+        system.stop("gateway-5")
+        assert time.monotonic() - begun < 15
+        for _ in lines:  # it ends, and as it should
+            pass
     eventually("it has gone", lambda: "gateway-5" not in system.passing("gateway"))
     assert "has ended" in system.log("gateway-5")

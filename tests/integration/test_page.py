@@ -348,7 +348,8 @@ def test_a_thousand_calls_and_how_they_spread(visit: Visit, report: list[str]) -
     assert names == ["sum-1", "sum-2", "sum-3"]
     assert sum(counts) == 1000
     assert min(counts) > 250
-    report.append(f"{', '.join(map(str, counts))}; {page.locator('.spread .facts').inner_text()}")
+    facts = page.locator(".spread .facts").inner_text().splitlines()
+    report.append(f"{', '.join(map(str, counts))}; {', '.join(facts)}")
     # Only what may be repeated is offered a thousand times.
     page.get_by_role("link", name="AddFunc", exact=True).click()
     expect(page.get_by_role("button", name="Send 1,000 calls")).to_have_count(0)
