@@ -29,7 +29,8 @@ class Api:
     def __init__(self, catalog: Catalog, settings: GatewaySettings) -> None:
         self._catalog, self._settings = catalog, settings
         self._forward = {name.encode(): name for name in settings.forward}
-        self._calls = self._streams = 0
+        self._calls = _Limit(settings.max_calls, "calls are in flight")
+        self._streams = _Limit(settings.max_streams, "streams are open")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or one WebSocket. Raises `ProblemError` for whatever goes wrong before the answer."""
@@ -52,7 +53,7 @@ class Api:
         if operation.kind == "server_stream":
             await self._events(method, metadata, scope, receive, send)
             return
-        with self._one_more_call():
+        with self._calls.one_more():
             message = method.parse(await self._body(scope, receive))
             answer = await method.call(message, metadata, self._seconds(scope))
         await _send(send, answer.body, [(b"rollcall-instance", answer.instance.encode())] if answer.instance else [])
@@ -80,7 +81,7 @@ class Api:
 
     def _metadata(self, scope: Scope) -> Metadata:
         """Return the headers that reach the service: of the client's, those on the list."""
-        metadata = [("x-request-id", scope["rollcall"].request_id)]
+        metadata = [("x-request-id", scope["rollcall"].request_id)] if b"x-request-id" in self._forward else []
         for name, value in scope["headers"]:
             if name in self._forward and name != b"x-request-id":
                 text = value.decode("latin-1")
@@ -96,7 +97,7 @@ class Api:
 
     def _seconds(self, scope: Scope) -> float:
         """Return the seconds that a call with one answer gets."""
-        left = scope["rollcall"].context.remaining()
+        left = _left(scope)
         return min(self._settings.deadline if left is None else left, self._settings.longest)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
@@ -126,35 +127,13 @@ class Api:
             if not message.get("more_body"):
                 return b"".join(chunks)
 
-    # Limits.
-
-    @contextmanager
-    def _one_more_call(self) -> Iterator[None]:
-        if self._calls >= self._settings.max_calls:
-            raise ProblemError(429, f"{self._calls} calls are in flight already, the most there may be; try again")
-        self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
-
-    @contextmanager
-    def _one_more_stream(self) -> Iterator[None]:
-        if self._streams >= self._settings.max_streams:
-            raise ProblemError(429, f"{self._streams} streams are open already, the most there may be; try again")
-        self._streams += 1
-        try:
-            yield
-        finally:
-            self._streams -= 1
-
     # Streams.
 
     async def _events(self, method: Method, metadata: Metadata, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with server-sent events, one for each message."""
-        with self._one_more_stream():
+        with self._streams.one_more():
             message = method.parse(await self._body(scope, receive))
-            stream = method.open(message, metadata, scope["rollcall"].context.remaining())
+            stream = method.open(message, metadata, _left(scope))
             try:
                 await _Events(send).answer(stream, scope)
             finally:
@@ -168,8 +147,8 @@ class Api:
             raise ProblemError(400, f"{operation.service}.{operation.method} takes one message: call it by POST")
         self._refuse_foreign_page(scope)
         metadata = self._metadata(scope)
-        with self._one_more_stream():
-            stream = method.open(None, metadata, scope["rollcall"].context.remaining())
+        with self._streams.one_more():
+            stream = method.open(None, metadata, _left(scope))
             await send({"type": "websocket.accept"})
             tasks = [asyncio.ensure_future(_read(method, stream, receive)), asyncio.ensure_future(_write(stream, send))]
             try:
@@ -203,6 +182,17 @@ class Api:
             raise ProblemError(403, f"pages of {origin} may not call this gateway: see its setting --cors-origins")
 
 
+def _left(scope: Scope) -> float | None:
+    """Return the seconds that a request has left, if its client has said how long it waits.
+
+    Raises `ProblemError` when that is over. gRPC would begin such a call all the same, and may even win.
+    """
+    left: float | None = scope["rollcall"].context.remaining()
+    if left == 0:
+        raise of_status(grpc.StatusCode.DEADLINE_EXCEEDED, "the time was over before the call could be made")
+    return left
+
+
 def _refuse_other_media(scope: Scope) -> None:
     """Refuse a body that does not call itself JSON, or is compressed."""
     media_type = b""
@@ -215,6 +205,25 @@ def _refuse_other_media(scope: Scope) -> None:
         # Besides, this makes browsers ask before a page of another origin may send it.
         wanted = {"accept": "application/json"}
         raise ProblemError(415, "expected the header content-type: application/json", headers=wanted)
+
+
+class _Limit:
+    """How many of something there may be at a time."""
+
+    def __init__(self, most: int, are: str) -> None:
+        self._most, self._are = most, are
+        self._count = 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Count one for as long as the block lasts. Raises `ProblemError` when there are too many already."""
+        if self._count >= self._most:
+            raise ProblemError(429, f"{self._count} {self._are} already, the most there may be; try again")
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
 
 
 class _GoneError(Exception):

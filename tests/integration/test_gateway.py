@@ -249,6 +249,9 @@ def test_a_deadline_is_kept_along_the_chain(gateway: Gateway) -> None:
         for instance in ("sum-1", "sum-2"):
             fleet.signal(instance, signal.SIGCONT)
     eventually("sum passes", lambda: fleet.passing("sum") == {"sum-1", "sum-2"})
+    for none in ("0", "0.000001"):
+        is_problem(gateway.post("sum/Add", {}, x_request_timeout=none), 504, "DEADLINE_EXCEEDED")
+        is_problem(gateway.post("greeter/ServerStream", {}, x_request_timeout=none), 504, "DEADLINE_EXCEEDED")
     for bad in ("soon", "-1", "1h"):
         assert (
             "expected"

@@ -80,9 +80,10 @@ def test_consuls_check_is_not_noticed(fleet: Fleet) -> None:
             socket.create_connection(("127.0.0.1", instance.port)).close()
         async with jsonrpc.dial(HELLO, registry=fleet.registry) as hello:
             await hello.HelloWorld("李白")
-        await eventually("the call's line", lambda: "hello.HelloWorld code=OK" in fleet.log("hello-1"))
-        lines = fleet.log("hello-1").splitlines()
         expected = (" serves at ", " is registered in ", " hello.HelloWorld code=OK ")
+        # It passes before it knows so itself.
+        await eventually("all three lines", lambda: all(each in fleet.log("hello-1") for each in expected))
+        lines = fleet.log("hello-1").splitlines()
         assert [sum(each in line for line in lines) for each in expected] == [1, 1, 1]
         assert len(lines) == len(expected)
 
