@@ -27,6 +27,7 @@ from services.gateway.settings import GatewaySettings
 PAGE = Path(__file__).parent / "page"
 SWAGGER = Path(fastapi_offline.__file__).parent / "static"
 
+READ = ["GET", "HEAD"]
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
@@ -52,11 +53,11 @@ def build(catalog: Catalog, settings: GatewaySettings, live: Live) -> ASGIApp:
     app.router.routes += [Route(PATH, api), WebSocketRoute(PATH, api)]
     described = _Described(catalog)
 
-    @app.get("/openapi.json")
+    @app.api_route("/openapi.json", methods=READ)
     async def describe() -> Response:
         return Response(described.document(), media_type="application/json", headers={"cache-control": "no-cache"})
 
-    @app.get("/docs")
+    @app.api_route("/docs", methods=READ)
     async def docs() -> Response:
         return FileResponse(PAGE / "docs.html")
 
@@ -64,7 +65,7 @@ def build(catalog: Catalog, settings: GatewaySettings, live: Live) -> ASGIApp:
     app.mount("/page", StaticFiles(directory=PAGE))
     if settings.page:
 
-        @app.get("/")
+        @app.api_route("/", methods=READ)
         async def page() -> Response:
             return FileResponse(PAGE / "index.html")
 

@@ -211,6 +211,14 @@ def test_other_verbs_are_told_the_right_one(gateway: Gateway) -> None:
     assert "GET" in answer.headers["allow"]
 
 
+def test_pages_can_be_asked_for_their_headers_alone(gateway: Gateway) -> None:
+    for path in ("/", "/docs", "/openapi.json", "/page/page.js"):
+        whole, head = gateway.http.get(path), gateway.http.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        for name in ("content-type", "content-length"):
+            assert head.headers[name] == whole.headers[name]
+
+
 def test_a_slash_too_many_is_redirected(gateway: Gateway) -> None:
     answer = gateway.http.post("/v1/sum/Add/", json={})
     assert (answer.status_code, answer.headers["location"]) == (307, f"http://{gateway.address}/v1/sum/Add")
