@@ -1,0 +1,1 @@
+"""The plain manifests: rendered from the chart, which stays the one source of truth."""
