@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,8 +29,8 @@ class Api:
     def __init__(self, catalog: Catalog, settings: GatewaySettings) -> None:
         self._catalog, self._settings = catalog, settings
         self._forward = {name.encode(): name for name in settings.forward}
-        self._calls = _Limit(settings.max_calls, "calls are in flight")
-        self._streams = _Limit(settings.max_streams, "streams are open")
+        self._calls = _Limit(lambda: settings.max_calls, "calls are in flight")
+        self._streams = _Limit(lambda: settings.max_streams, "streams are open")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or one WebSocket. Raises `ProblemError` for whatever goes wrong before the answer."""
@@ -70,9 +70,7 @@ class Api:
             )
         method = service.methods.get(names["method"])
         if method is None and not service.methods:
-            raise of_status(
-                grpc.StatusCode.UNAVAILABLE, f"the methods of {service.name} are not known: {service.problem}"
-            )
+            raise of_status(grpc.StatusCode.UNAVAILABLE, f"{service.name} has not told its methods yet; try again")
         if method is None:
             there = _listed(each.operation.method for each in service.methods.values())
             raise ProblemError(404, f"expected a method of {service.name}, found {names['method']!r}; it has: {there}")
@@ -149,15 +147,17 @@ class Api:
         metadata = self._metadata(scope)
         with self._streams.one_more():
             stream = method.open(None, metadata, _left(scope))
-            await send({"type": "websocket.accept"})
-            tasks = [asyncio.ensure_future(_read(method, stream, receive)), asyncio.ensure_future(_write(stream, send))]
+            tasks: list[asyncio.Future[None]] = []
             try:
+                await send({"type": "websocket.accept"})
+                tasks += map(asyncio.ensure_future, (_read(method, stream, receive), _write(stream, send)))
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 await next(each for each in reversed(tasks) if each.done())
                 end = {"instance": await stream.instance()}
                 await _text(send, b'{"end":' + to_json(end) + b"}")
                 await send({"type": "websocket.close", "code": 1000})
             except ProblemError as problem:
+                await _ended(tasks)
                 await _text(send, b'{"error":' + to_json(problem.document()) + b"}")
                 await send({"type": "websocket.close", "code": _close_code(problem), "reason": problem.code})
             except _GoneError:
@@ -165,13 +165,12 @@ class Api:
             except asyncio.CancelledError:
                 if not scope["rollcall"].ending.is_set():
                     raise
+                await _ended(tasks)
                 await _text(send, b'{"error":' + to_json(_going().document()) + b"}")
                 await send({"type": "websocket.close", "code": 1012, "reason": "UNAVAILABLE"})
             finally:
-                for task in tasks:
-                    task.cancel()
                 stream.cancel()
-                await asyncio.wait(tasks)
+                await _ended(tasks)
 
     def _refuse_foreign_page(self, scope: Scope) -> None:
         """Refuse a WebSocket to a page of another origin: unlike for requests, browsers do not ask before."""
@@ -210,14 +209,14 @@ def _refuse_other_media(scope: Scope) -> None:
 class _Limit:
     """How many of something there may be at a time."""
 
-    def __init__(self, most: int, are: str) -> None:
+    def __init__(self, most: Callable[[], int], are: str) -> None:
         self._most, self._are = most, are
         self._count = 0
 
     @contextmanager
     def one_more(self) -> Iterator[None]:
         """Count one for as long as the block lasts. Raises `ProblemError` when there are too many already."""
-        if self._count >= self._most:
+        if self._count >= self._most():
             raise ProblemError(429, f"{self._count} {self._are} already, the most there may be; try again")
         self._count += 1
         try:
@@ -306,6 +305,13 @@ async def _write(stream: Stream, send: Send) -> None:
     """Hand what the service sends to the client."""
     async for answer in stream:
         await _text(send, b'{"result":' + answer + b"}")
+
+
+async def _ended(tasks: list[asyncio.Future[None]]) -> None:
+    """End tasks that may have ended already, however they did."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _text(send: Send, text: bytes) -> None:

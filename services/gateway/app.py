@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,14 @@ HEADERS = {
 """What every answer tells browsers to be strict about. https://owasp.org/www-project-secure-headers/"""
 
 
+_PORT = re.compile(r":[0-9]*$")
+_ADDRESS = re.compile(r"[0-9]{1,3}([.][0-9]{1,3}){3}|\[[0-9a-f:.]+\]")
+
+
 @asynccontextmanager
 async def app(settings: GatewaySettings) -> AsyncIterator[ASGIApp]:
     """Yield the application, once it knows what there is to call."""
-    registry = settings.registry()
+    registry = settings.open_registry()
     async with Catalog.open(registry, settings) as catalog:
         yield build(catalog, settings, Live(registry, settings.consul_page, public_tag=settings.public_tag))
 
@@ -81,10 +86,13 @@ def build(catalog: Catalog, settings: GatewaySettings, live: Live) -> ASGIApp:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["content-type", "traceparent", "grpc-timeout", "x-request-timeout", *settings.forward],
+            allow_headers=[
+                *("content-type", "traceparent", "grpc-timeout", "x-request-timeout", "x-request-id"),
+                *settings.forward,
+            ],
             expose_headers=["rollcall-instance", "traceparent", "x-request-id", "retry-after"],
         )
-    return _Strict(app)
+    return _Strict(app, settings.hosts)
 
 
 class _Described:
@@ -111,10 +119,11 @@ def _described(service: Service) -> tuple[list[openapi.Operation], Mapping[str, 
 
 
 class _Strict:
-    """Adds the headers that make browsers strict."""
+    """Adds the headers that make browsers strict, and refuses names that are not the gateway's."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
         self._app = app
+        self._hosts = {"localhost", *(host.lower() for host in hosts)}
         self._headers = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,7 +132,26 @@ class _Strict:
                 message["headers"] = [*message.get("headers", ()), *self._headers]
             await send(message)
 
-        await self._app(scope, receive, strictly)
+        if (host := self._foreign(scope)) is None:
+            await self._app(scope, receive, strictly)
+        else:
+            refusal = ProblemError(421, f"{host!r} is no name of this gateway: see its setting --hosts").response()
+            if scope["type"] == "websocket":
+                await WebSocket(scope, receive, strictly).send_denial_response(refusal)
+            else:
+                await refusal(scope, receive, strictly)
+
+    def _foreign(self, scope: Scope) -> str | None:
+        """Return the name that a request calls the gateway by, if that is none of its own.
+
+        A browser takes a page for the gateway's own that has come from the same name, wherever that leads to by now.
+        """
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = _PORT.sub("", value.decode("latin-1").lower())
+                if not (_ADDRESS.fullmatch(host) or host in self._hosts or "*" in self._hosts):
+                    return host[:100]
+        return None
 
 
 async def _answer(request: Request | WebSocket, error: Exception) -> Response | None:

@@ -15,10 +15,10 @@ from typing import Any, Self
 
 import rollcall
 from rollcall import jsonrpc
-from rollcall.registry import Instance, Registry
+from rollcall.reflection import Described, ReflectionError, reflect
+from rollcall.registry import Instance, Registry, RegistryError
 from services.gateway.follow import follow
 from services.gateway.methods import GrpcMethod, JsonRpcMethod, Method
-from services.gateway.reflect import Described, ReflectionError, reflect
 from services.gateway.schema import Schemas
 from services.gateway.settings import GatewaySettings
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 ASK = 5.0  # seconds that an instance has to describe itself
 ASK_AGAIN = 1.0  # seconds until an instance that did not is asked again
 KEPT = 15.0  # seconds for which a service that is not registered any more stays: more likely Consul is at fault
+LOOK = 1.0  # seconds between two questions to it whether that is certain
 FIRST_LOOK = 3.0  # seconds that a gateway which starts has to learn what is there, before it is registered itself
 
 
@@ -53,6 +54,7 @@ class Catalog:
         self.version = 0
         self._registry, self._settings = registry, settings
         self._followers: dict[str, asyncio.Task[None]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._named = asyncio.Event()
 
     @classmethod
@@ -69,16 +71,16 @@ class Catalog:
                         await service.settled.wait()
             yield catalog
         finally:
-            tasks = [following, *catalog._followers.values()]
+            tasks = [following, *catalog._followers.values(), *catalog._leaving]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
 
     async def _follow(self) -> None:
         """Keep a follower for each name that is registered."""
-        loop = asyncio.get_running_loop()
-        dropping: dict[str, asyncio.TimerHandle] = {}
-        async with aclosing(follow(self._registry.watch_services(self._settings.public_tag))) as changes:
+        dropping: dict[str, asyncio.Task[None]] = {}
+        watch = self._registry.watch_services(self._settings.public_tag)
+        async with asyncio.TaskGroup() as group, aclosing(follow(watch)) as changes:
             async for names in changes:
                 for name in names:
                     if name in dropping:
@@ -87,14 +89,28 @@ class Catalog:
                         service = self.services[name] = Service(name)
                         self._followers[name] = asyncio.create_task(self._follow_service(service))
                 for name in self._followers.keys() - set(names) - dropping.keys():
-                    dropping[name] = loop.call_later(KEPT, self._drop, name, dropping)
+                    dropping[name] = group.create_task(self._drop(name, dropping))
                 self._named.set()
 
-    def _drop(self, name: str, dropping: dict[str, asyncio.TimerHandle]) -> None:
-        del dropping[name]
-        self._followers.pop(name).cancel()
-        del self.services[name]
+    async def _drop(self, name: str, dropping: dict[str, asyncio.Task[None]]) -> None:
+        """Forget a service, once the registry has been certain for a while that it is gone."""
+        missed = 0.0
+        while missed < KEPT:
+            await asyncio.sleep(LOOK)
+            missed = missed + LOOK if await asyncio.to_thread(self._gone, name) else 0.0
+        del dropping[name], self.services[name]
         self.version += 1
+        # Calls may be in flight still, to instances that drain: their channel goes with the follower.
+        follower = self._followers.pop(name)
+        self._leaving.add(follower)
+        follower.add_done_callback(self._leaving.discard)
+        asyncio.get_running_loop().call_later(self._settings.longest, follower.cancel)
+
+    def _gone(self, name: str) -> bool:
+        try:
+            return not self._registry.instances(name, self._settings.public_tag, failing=True, certain=True)
+        except RegistryError:
+            return False
 
     async def _follow_service(self, service: Service) -> None:
         """Have a service describe itself, and again when somebody new has come or the one who did has gone."""

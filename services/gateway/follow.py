@@ -1,7 +1,6 @@
 """Following a registry from an event loop: its watches block, so each is read on a thread of its own."""
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import AsyncGenerator
 from typing import TypeVar
@@ -25,9 +24,11 @@ async def follow(watch: Watch[T]) -> AsyncGenerator[T, None]:
         changed.set()
 
     def read() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
-            for value in watch:
+        for value in watch:
+            try:
                 loop.call_soon_threadsafe(take, value)
+            except RuntimeError:  # the loop has been closed
+                return
 
     threading.Thread(target=read, name="follow", daemon=True).start()
     try:

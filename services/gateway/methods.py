@@ -16,7 +16,7 @@ from pydantic_core import from_json, to_json
 from rollcall import jsonrpc
 from rollcall.instrument import INSTANCE
 from services.gateway.openapi import Operation
-from services.gateway.problem import ProblemError, of_call, of_status
+from services.gateway.problem import ProblemError, of_call, of_outcome, of_status
 from services.gateway.schema import Schemas, UnfitError, to_message, to_value, violations
 
 DAY = 86_400.0  # seconds
@@ -175,7 +175,7 @@ class GrpcStream:
         """Raise what the call has ended with, before its client had said that it was done."""
         code, instance = await self._call.code(), await self.instance()
         if code != grpc.StatusCode.OK:
-            raise of_status(code, await self._call.details() or "", instance)
+            raise of_outcome(code, await self._call.details() or "", instance)
 
 
 class JsonRpcMethod:
@@ -215,7 +215,7 @@ class JsonRpcMethod:
         except jsonrpc.DeadlineExceededError as error:
             raise of_status(grpc.StatusCode.DEADLINE_EXCEEDED, str(error)) from None
         except jsonrpc.UnavailableError as error:
-            raise of_status(grpc.StatusCode.UNAVAILABLE, str(error)) from None
+            raise of_outcome(grpc.StatusCode.UNAVAILABLE, str(error)) from None
         except jsonrpc.RemoteError as error:
             raise of_status(grpc.StatusCode.UNKNOWN, str(error), jsonrpc.answered_by.get()) from None
         except jsonrpc.JsonRpcError as error:

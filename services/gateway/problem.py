@@ -1,6 +1,7 @@
 """What goes wrong, as HTTP clients are told of it: application/problem+json (RFC 9457)."""
 
 import json
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -9,6 +10,8 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from starlette.responses import Response
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 1  # seconds
@@ -82,9 +85,18 @@ def of_status(code: grpc.StatusCode, detail: str, instance: str = "") -> Problem
     return ProblemError(STATUSES[code], detail or code.name, code.name, headers=headers)
 
 
+def of_outcome(code: grpc.StatusCode, detail: str, instance: str = "") -> ProblemError:
+    """Return the problem that the outcome of a call is, without what clients should not learn from it."""
+    if code == grpc.StatusCode.UNAVAILABLE and not instance:
+        # No instance has said this, but this side of the call, with names and addresses that are nobody's business.
+        log.info("a call found nobody to answer it: %s", detail)
+        detail = "no instance of the service could be reached; try again"
+    return of_status(code, detail, instance)
+
+
 def of_call(error: grpc.aio.AioRpcError, instance: str = "") -> ProblemError:
     """Return the problem that a failed gRPC call is to HTTP clients, with what it says to be wrong with the request."""
-    found = of_status(error.code(), error.details() or "", instance)
+    found = of_outcome(error.code(), error.details() or "", instance)
     found.violations = _violations(error)
     return found
 

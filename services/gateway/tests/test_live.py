@@ -149,7 +149,8 @@ def test_tells_how_instances_are_doing() -> None:
     method = telemetry.grpc("unary", "sum.v1.SumService", "Add")
 
     async def look(viewer: Viewer) -> None:
-        probes = Probes(("127.0.0.1", 0), telemetry.metrics, lambda: True, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        probes = Probes(("127.0.0.1", 0), telemetry.metrics, lambda: True, dict, loop)
         registered(registry, "sum-1", meta={"http_port": str(probes.port)})
         quiet = await viewer.until_instance("sum-1", lambda found: found["rate"] is not None)
         assert quiet | {"rate": 0, "errors": 0, "in_flight": 0, "p50": None, "p95": None} == quiet

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 
 from contracts.greeter.v1 import greeter_pb2
 from contracts.student.v1 import student_pb2
+from rollcall.reflection import Described, reflect
 from services.gateway.openapi import Operation, document, merge
 from services.gateway.problem import STATUSES, ProblemError, of_status
-from services.gateway.reflect import Described, reflect
 from services.gateway.schema import COMPONENTS, Schemas, to_message
 
 KINDS = {

@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 
 from contracts.greeter.v1 import greeter_pb2, greeter_pb2_grpc
 from contracts.student.v1 import student_pb2
-from services.gateway.reflect import MOST_BYTES, MOST_FILES, MOST_SERVICES, ReflectionError, reflect
+from rollcall.reflection import MOST_BYTES, MOST_FILES, MOST_SERVICES, ReflectionError, reflect
 from services.greeter.handler import Greeter
 
 GREETER = "greeter.v1.GreeterService"
@@ -281,7 +281,7 @@ ONE = ["a.v1.AService"]
         (ONE, lambda _: [contract("a", "b"), contract("b", "a")], "expected files that import each other in no circle"),
         (ONE, lambda _: [contract("a", "b")], "expected the file b, which others import, found another"),
     ],
-    ids=str,
+    ids=lambda each: each if isinstance(each, str) else "",
 )
 def test_what_is_no_contract_or_more_than_one_can_be_is_refused(
     services: list[str], answer: Callable[[str], Any], expected: str
