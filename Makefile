@@ -10,18 +10,27 @@ PROTOS := $(shell find protos -name '*.proto' -o -path 'protos/*/*.py')
 INSTALL := -m pip --disable-pip-version-check install --quiet --require-hashes -r
 LOCKED := $(basename $(wildcard requirements/*.in services/*/requirements.in))
 PYTEST ?=
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup up down status logs test lint types bench proto lock clean
+.PHONY: images manifests kind-up kind-down kind-test chart-test image-test bench-kind package sbom
 MAKEFLAGS += --no-builtin-rules
 
 help: ## list what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make up CONSUL_HTTP_PORT=18500   Consul's web page elsewhere than at port 8500; the other ports follow it"
+	@echo "  make up REGISTRY=mdns            no Consul: services find each other by multicast; MDNS_INTERFACE=ADDRESS or all"
+	@echo "  make up AGENTS=client            a client agent beside the servers, for the services to register through"
+	@echo "  make up DATACENTERS=2            a second datacenter, called where the first has no instance"
 	@echo "  make logs NAME=sum-1             one log only"
 	@echo "  make test PYTEST='-k freezes'    some tests only"
+	@echo "  make test WORKERS=1              one file of tests after the other, where two are too much for the machine"
+	@echo "  make kind-test KEEP=1            and keep the cluster, for KIND_CLUSTER=NAME; KIND_PROFILE=small: one node"
+	@echo "  make kind-up SMALL=--small       one node, one instance of each service"
+	@echo "  KIND_NODE_IMAGE, PYTHON_IMAGE    the images that clusters and services are made of"
 
 setup: $(READY) ## install what the rest needs, into .venv
 
@@ -38,7 +47,7 @@ logs: $(READY) ## follow the logs of what runs
 	@$(RUN) deploy.local logs $(NAME) -f
 
 test: lint types $(VENV)/.py-consul ## lint, check types, and run every test, on Consul servers of their own
-	@$(RUN) pytest $(PYTEST)
+	@$(RUN) pytest -p xdist -n $(WORKERS) --dist loadfile $(PYTEST)
 	@echo "The registry's contract suite again, on py-consul:"
 	@$(VENV)/py-consul/bin/python -m pytest tests/contract/test_registry.py -p no:cacheprovider
 
@@ -48,10 +57,40 @@ lint: $(READY) ## check style: ruff for Python, buf for the contracts
 	@cd protos && ../$(VENV)/bin/buf lint
 
 types: $(READY) ## check types: mypy --strict
-	@$(RUN) mypy rollcall services deploy/local protos bench tests
+	@$(RUN) mypy rollcall services deploy protos bench tests
 
 bench: $(READY) ## measure Rollcall against bare gRPC, side by side
 	@$(RUN) bench $(BENCH)
+
+images: $(READY) ## build an image of each service, tagged with the chart's version
+	@$(RUN) deploy.kind images
+
+manifests: $(READY) ## render deploy/k8s/base and the table of the chart's values from the chart
+	@$(RUN) deploy.k8s
+
+kind-up: $(READY) ## bring up everything on a kind cluster, with the gateway and Consul's page forwarded
+	@$(RUN) deploy.kind up $(SMALL)
+
+kind-down: $(READY) ## delete that cluster
+	@$(RUN) deploy.kind down
+
+chart-test: $(READY) $(VENV)/.checkov ## test the chart and the manifests as they are rendered; needs helm and kubectl
+	@$(RUN) pytest tests/chart $(PYTEST)
+
+image-test: $(READY) ## test the images; needs docker
+	@$(RUN) pytest tests/images $(PYTEST)
+
+kind-test: $(READY) ## test everything on a kind cluster of its own; needs docker, kind, helm and kubectl
+	@$(RUN) pytest tests/kind $(PYTEST)
+
+bench-kind: $(READY) ## measure `dial` beside what Kubernetes has, on a kind cluster of its own
+	@$(RUN) bench.kind
+
+package: $(READY) ## make dist/ROLLCALL-VERSION.tgz of the chart
+	@helm package deploy/helm/rollcall --destination dist
+
+sbom: images ## list what is in each image, in dist/, as CycloneDX
+	@$(RUN) deploy.kind sbom
 
 proto: $(VENV)/.installed ## generate contracts/ from protos/
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python protos/generate.py
@@ -75,6 +114,12 @@ $(VENV)/.py-consul: $(VENV)/.installed requirements/py-consul.txt
 	@echo "Installing py-consul into an environment of its own ..."
 	@$(VENV)/bin/python -m venv $(VENV)/py-consul
 	@$(VENV)/py-consul/bin/python $(INSTALL) requirements/py-consul.txt
+	@touch $@
+
+$(VENV)/.checkov: $(VENV)/.installed requirements/checkov.txt
+	@echo "Installing checkov into an environment of its own (about a minute) ..."
+	@$(VENV)/bin/python -m venv $(VENV)/checkov
+	@$(VENV)/checkov/bin/python $(INSTALL) requirements/checkov.txt
 	@touch $@
 
 contracts/.generated: $(VENV)/.installed protos/generate.py $(PROTOS)

@@ -11,7 +11,7 @@ import time
 from rollcall.channel import default_registry
 from rollcall.discovery import xds
 from rollcall.discovery.bridge import Service
-from rollcall.settings import CallSettings
+from rollcall.policy import Policy
 
 
 def main(name: str, subset: str) -> None:
@@ -24,8 +24,8 @@ def main(name: str, subset: str) -> None:
         told = xds.pack(resource).ByteSize() if resource else 0
         print(json.dumps({"when": time.time(), "cpu": time.process_time(), "bytes": told}), flush=True)
 
-    settings = CallSettings(subset=int(subset), deadline=60)
-    service.append(Service(xds.key_of(name), name, "", default_registry(), settings, "watcher", changed))
+    policy = Policy({"subset": int(subset), "deadline": 60})
+    service.append(Service(xds.key_of(name), name, "", default_registry(), policy, "watcher", changed))
     constructed.set()
     sys.stdin.read()
 

@@ -18,9 +18,10 @@ from rollcall.registry import (
 from rollcall.registry.consul import ConsulRegistry
 from rollcall.registry.memory import MemoryRegistry
 from rollcall.service import Service
-from rollcall.settings import BadSettingError, CallSettings, ServiceSettings
+from rollcall.settings import LIVE, BadSettingError, CallSettings, ServiceSettings
 
 __all__ = [
+    "LIVE",
     "BadSettingError",
     "CallSettings",
     "Channel",

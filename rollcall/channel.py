@@ -17,8 +17,9 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 from rollcall import context
 from rollcall.discovery import xds
 from rollcall.discovery.bridge import Service, bridge
+from rollcall.policy import Policy
 from rollcall.registry import Registry
-from rollcall.settings import CallSettings, ConsulSettings, load
+from rollcall.settings import RegistrySettings, load
 
 OPTIONS = (
     # An instance that restarts is called again sooner than after gRPC's usual second to two minutes.
@@ -48,14 +49,13 @@ def dial_sync(name: str, *, tag: str = "", registry: Registry | None = None, **s
 @cache
 def default_registry() -> Registry:
     """Return the registry that the environment describes, one for the process."""
-    return load(ConsulSettings).registry()
+    return load(RegistrySettings).open_registry()
 
 
 def _subscribe(name: str, tag: str, registry: Registry | None, settings: dict[str, Any]) -> Service:
     if not name:
         raise ValueError("expected the name of a service to dial; found an empty string")
-    policy = load(CallSettings, overrides=settings)
-    return bridge().subscribe(name, tag, registry or default_registry(), policy)
+    return bridge().subscribe(name, tag, registry or default_registry(), Policy(settings))
 
 
 def _is_idempotent(path: str) -> bool:
@@ -91,11 +91,11 @@ _POSITIONS = ("timeout", "metadata", "credentials", "wait_for_ready", "compressi
 class _Method:
     """A method of a stub, of any of the four kinds: fills in what a call was not given, and makes it."""
 
-    __slots__ = ("_asynchronous", "_deadline", "_method")
+    __slots__ = ("_asynchronous", "_method", "_policy")
 
-    def __init__(self, method: Any, deadline: float | None, *, asynchronous: bool) -> None:
+    def __init__(self, method: Any, policy: Policy | None, *, asynchronous: bool) -> None:
         self._method = method
-        self._deadline = deadline
+        self._policy = policy
         self._asynchronous = asynchronous
 
     def __call__(self, *request: Any, **arguments: Any) -> Any:
@@ -117,8 +117,8 @@ class _Method:
             arguments.update(zip(_POSITIONS, request[1:], strict=False))
             request = request[:1]
         timeout = arguments.get("timeout")
-        if timeout is None:
-            timeout = self._deadline
+        if timeout is None and self._policy:
+            timeout = self._policy.settings.deadline
         call = context.current.get()
         if call is not None:  # this one is made for another: it gets no more time, and belongs to the same trace
             left = call.remaining()
@@ -144,10 +144,10 @@ class _Dialled:
         self._released = False
 
     def unary_unary(self, method: str, *serializers: Any, **named: Any) -> Any:
-        return self._wrap("unary_unary", method, serializers, named, self._service.settings.deadline)
+        return self._wrap("unary_unary", method, serializers, named, self._service.policy)
 
     def stream_unary(self, method: str, *serializers: Any, **named: Any) -> Any:
-        return self._wrap("stream_unary", method, serializers, named, self._service.settings.deadline)
+        return self._wrap("stream_unary", method, serializers, named, self._service.policy)
 
     # An answer that streams may go on for as long as its caller likes: no default deadline.
 
@@ -168,12 +168,12 @@ class _Dialled:
         self._service.idempotent(method)
 
     def _wrap(
-        self, kind: str, method: str, serializers: tuple[Any, ...], named: dict[str, Any], deadline: float | None
+        self, kind: str, method: str, serializers: tuple[Any, ...], named: dict[str, Any], policy: Policy | None
     ) -> Any:
         if _is_idempotent(method):
             self._service.idempotent(method)
         made = getattr(self._channel, kind)(method, *serializers, **named)
-        return _Method(made, deadline, asynchronous=isinstance(self._channel, grpc.aio.Channel))
+        return _Method(made, policy, asynchronous=isinstance(self._channel, grpc.aio.Channel))
 
     def _release(self) -> None:
         if not self._released:

@@ -16,7 +16,8 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import uvloop
 
 from rollcall import logs
-from rollcall.discovery.membership import dialled
+from rollcall.discovery.membership import all_answered, dialled
+from rollcall.live import LiveSettings
 from rollcall.probes import Probes
 from rollcall.registration import Registration
 from rollcall.registry import (
@@ -31,7 +32,7 @@ from rollcall.registry import (
     TtlCheck,
     target,
 )
-from rollcall.settings import PREFIX, BadSettingError, ServiceSettings, load
+from rollcall.settings import META_VALUE, PREFIX, BadSettingError, ServiceSettings, load
 from rollcall.telemetry import Telemetry
 
 T = TypeVar("T")
@@ -39,8 +40,6 @@ log = logging.getLogger(__name__)
 
 OVERALL = ""
 """The name under which grpc.health.v1 tells of the server as a whole."""
-
-META_VALUE = 512  # bytes; Consul refuses a registration with a longer one
 
 
 class Server(Protocol):
@@ -115,7 +114,7 @@ class Life(ABC):
 
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-        await self.live(settings, settings.registry(), stop)
+        await self.live(settings, settings.open_registry(), stop)
 
     async def live(
         self,
@@ -140,7 +139,9 @@ class Life(ABC):
             server.equip(telemetry)
             await server.tell(process=True, services=False)
             ready = asyncio.Event()
-            probes = await stack.enter_async_context(_probes(settings, telemetry, ready))
+            live = LiveSettings(self.name, instance_id, settings, telemetry.refused)
+            probes = await stack.enter_async_context(_probes(settings, telemetry, ready, live))
+            stack.enter_context(live.following(registry))
             instance = Instance(
                 id=instance_id,
                 name=self.name,
@@ -148,7 +149,12 @@ class Life(ABC):
                 port=server.port,
                 version=settings.version,
                 tags=settings.tags,
-                meta={"http_port": str(probes.port), "protocol": self.protocol, **_calls()},
+                meta={
+                    **settings.extra_meta(),
+                    "http_port": str(probes.port),
+                    "protocol": self.protocol,
+                    **_calls(),
+                },
                 weight=settings.weight,
             )
             check = self._chosen_check(settings, instance, probes.port)
@@ -161,7 +167,13 @@ class Life(ABC):
             # call.
             loop = asyncio.get_running_loop()
             changes: asyncio.Queue[bool | DuplicateInstanceError] = asyncio.Queue()
-            registration = Registration(registry, instance, check, lambda change: _hand_over(loop, changes, change))
+            registration = Registration(
+                registry,
+                instance,
+                check,
+                lambda change: _hand_over(loop, changes, change),
+                fit=all_answered,  # who is called before its own questions have been answered knows nobody to call
+            )
             registration.start()
             refusal = None
             while not stop.is_set() and refusal is None:
@@ -251,10 +263,12 @@ async def _first(wanted: Any, stopped: Any) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def _probes(settings: ServiceSettings, telemetry: Telemetry, ready: asyncio.Event) -> AsyncIterator[Probes]:
+async def _probes(
+    settings: ServiceSettings, telemetry: Telemetry, ready: asyncio.Event, live: LiveSettings
+) -> AsyncIterator[Probes]:
     address = (settings.host, settings.http_port)
     try:
-        probes = Probes(address, telemetry.metrics, ready.is_set, asyncio.get_running_loop())
+        probes = Probes(address, telemetry.metrics, ready.is_set, live.report, asyncio.get_running_loop())
     except OSError as error:
         raise BadSettingError(
             f"setting --http-port ({PREFIX}HTTP_PORT): cannot listen on {address[0]}:{address[1]}: {error.strerror}"

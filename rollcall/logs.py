@@ -25,6 +25,11 @@ def configure(form: Literal["text", "json"], level: str, instance: str) -> None:
     logging._srcfile = None  # type: ignore[attr-defined,unused-ignore]  # noqa: SLF001 (the switch that page names)
 
 
+def set_level(level: str) -> None:
+    """Log from this level up, from now on."""
+    logging.root.setLevel(level.upper())
+
+
 def call(path: str, code: str, seconds: float, trace: str) -> None:
     """Log a call that has been handled; to be called on the event loop.
 

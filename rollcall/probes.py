@@ -1,6 +1,7 @@
-"""The plain HTTP port: /metrics for Prometheus, /livez and /readyz for whoever asks by HTTP."""
+"""The plain HTTP port: /metrics for Prometheus, /livez and /readyz for whoever asks by HTTP, and /settings."""
 
 import asyncio
+import json
 import socket
 import sys
 import threading
@@ -23,6 +24,14 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+def _alive(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(ALIVE_WITHIN)
+    except FutureTimeoutError:
+        return False
+    return True
+
+
 class Probes:
     """Serves the probes from threads of its own, so that an event loop which hangs can be seen to hang."""
 
@@ -31,15 +40,9 @@ class Probes:
         address: tuple[str, int],
         metrics: CollectorRegistry,
         ready: Callable[[], bool],
+        settings: Callable[[], Any],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        def alive() -> bool:
-            try:
-                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(ALIVE_WITHIN)
-            except FutureTimeoutError:
-                return False
-            return True
-
         class Handler(BaseHTTPRequestHandler):
             timeout = 10  # seconds a client may take over its request
 
@@ -49,11 +52,15 @@ class Probes:
                         encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
                         self.answer(200, encoder(metrics), content_type)
                     case "/livez":
-                        self.probe("alive", passes=alive())
+                        self.probe("alive", passes=_alive(loop))
                     case "/readyz":
                         self.probe("ready", passes=ready())
+                    case "/settings":
+                        self.answer(
+                            200, json.dumps(settings(), ensure_ascii=False, default=str).encode(), "application/json"
+                        )
                     case _:
-                        self.answer(404, b"expected /metrics, /livez or /readyz\n")
+                        self.answer(404, b"expected /metrics, /livez, /readyz or /settings\n")
 
             def probe(self, what: str, *, passes: bool) -> None:
                 self.answer(200 if passes else 503, f"{'' if passes else 'not '}{what}\n".encode())

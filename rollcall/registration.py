@@ -11,6 +11,8 @@ from rollcall.registry import Check, DuplicateInstanceError, Instance, Registry,
 log = logging.getLogger(__name__)
 
 BACKOFF = (0.1, 1.0)  # seconds: the first and the longest pause after a failed attempt
+FIT_WITHIN = 10.0  # seconds for an instance to become fit to be called
+LOOK = 0.05  # seconds between two looks whether it is
 DEAD_WITHIN = 10.0  # seconds that Consul may take to find out that a server of its own is dead
 
 
@@ -18,7 +20,8 @@ class Registration:
     """One instance's registration, held from `start` to `close` by a thread of its own.
 
     `on_change` is called from that thread: with True when the registration stands, with False when it has been lost,
-    and with the error when it was refused for good because another instance that is alive has the id.
+    and with the error when it was refused for good because another instance that is alive has the id. While the
+    instance is not `fit` to be called, it is not registered, for up to `FIT_WITHIN` seconds at each attempt.
     """
 
     def __init__(
@@ -27,9 +30,10 @@ class Registration:
         instance: Instance,
         check: Check,
         on_change: Callable[[bool | DuplicateInstanceError], None],
+        fit: Callable[[], bool] = lambda: True,
     ) -> None:
         self._registry, self._instance, self._check = registry, instance, check
-        self._on_change = on_change
+        self._on_change, self._fit = on_change, fit
         self._closed = threading.Event()
         self._writing = threading.Lock()
         self._failures = 0
@@ -65,6 +69,9 @@ class Registration:
 
     def _stand(self) -> None:
         """Register, and confirm the registration for as long as it stands."""
+        patience = time.monotonic() + FIT_WITHIN
+        while not self._fit() and time.monotonic() < patience and not self._closed.wait(LOOK):
+            pass
         with self._writing:
             if self._closed.is_set():
                 return

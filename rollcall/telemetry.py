@@ -40,6 +40,12 @@ class Telemetry:
         self._jsonrpc = _Calls("jsonrpc", ("service", "method"), self.metrics)
         self._http = _Calls("http", ("method", "route"), self.metrics)
         self.registered = Gauge("rollcall_registered", "1 while the registration stands.", registry=self.metrics)
+        self.refused = Gauge(
+            "rollcall_setting_refused",
+            "1 while the registry has a value for a setting that cannot be, and the last good one stays.",
+            ("setting",),
+            registry=self.metrics,
+        )
         Info("rollcall_build", "What is running.", registry=self.metrics).info(
             {"service": service, "instance": instance, "version": version}
         )

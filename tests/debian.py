@@ -3,7 +3,10 @@
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
+from deploy.local.lock import locked
 from deploy.local.progress import Progress
 
 INSTALL_SECONDS = 600
@@ -13,7 +16,11 @@ def install(package: str) -> None:
     """Install a package where there is apt-get, and it can be called without a password; else do nothing."""
     if not (apt := _apt()):
         return
-    with Progress(f"installing {package} for the tests") as progress:
+    # Tests run side by side, and apt-get does not wait for another one.
+    with (
+        locked(Path(tempfile.gettempdir()) / "rollcall-apt.lock", "another installation", INSTALL_SECONDS),
+        Progress(f"installing {package} for the tests") as progress,
+    ):
         for arguments in (["update"], ["install", "--yes", "--no-install-recommends", package]):
             progress(" ".join(arguments))
             subprocess.run([*apt, *arguments], stdin=subprocess.DEVNULL, timeout=INSTALL_SECONDS, check=False)

@@ -1,10 +1,11 @@
 """What tests wait with: conditions with a deadline, never a fixed time."""
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Generic, Self, TypeVar
+
+from deploy.local.cluster import free_ports
 
 T = TypeVar("T")
 
@@ -21,10 +22,12 @@ def eventually(what: str, found: Callable[[], T], seconds: float = 10.0) -> T:
 
 
 def free_port() -> int:
-    """Return a loopback port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
+    """Return a loopback port that nothing listens on.
+
+    From below the range the kernel gives to outgoing connections: whoever is to listen there later, or again after it
+    was killed, must not find that one of these has taken the port meanwhile.
+    """
+    return free_ports()[0].http
 
 
 class Following(Generic[T]):
@@ -43,9 +46,12 @@ class Following(Generic[T]):
     def ended(self) -> bool:
         return not self._thread.is_alive()
 
-    def until(self, what: str, fits: Callable[[T], bool], seconds: float = 10.0) -> T:
-        """Wait until the newest of what was yielded fits, and return it."""
-        eventually(f"{what} (newest: {self.seen[-1:]})", lambda: self.seen and fits(self.seen[-1]), seconds)
+    def until(self, what: str, fits: Callable[[T], bool], seconds: float = 20.0) -> T:
+        """Wait until the newest of what was yielded fits, and return it. Longer than a watch may be in the dark."""
+        try:
+            eventually(what, lambda: self.seen and fits(self.seen[-1]), seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; newest: {self.seen[-1:]}") from None
         return self.seen[-1]
 
     def __enter__(self) -> Self:

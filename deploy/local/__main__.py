@@ -4,6 +4,12 @@ Settings, from the environment:
   CONSUL_HTTP_PORT   HTTP port P of the first Consul server (8500). The others follow: HTTP P to P+2, RPC P+10 to P+12,
                      LAN gossip P+20 to P+22, WAN gossip P+30 to P+32; P+40 is abacus's, the service that is not
                      ours, P+41 and P+42 are the gateway's. The other services choose free ports.
+  REGISTRY           mdns: no Consul at all; the services find each other by multicast, on the network interface with
+                     the address in MDNS_INTERFACE (127.0.0.1), or on all of them (all).
+  AGENTS             client: a Consul agent in client mode runs beside the servers, at P+6, and the services register
+                     through it.
+  DATACENTERS        2: a second datacenter beside the first, with three servers, at P+3 to P+5, and services of its
+                     own; what does not pass in one is called in the other.
   CONSUL_BIN         the Consul binary to use; without it one is found, downloaded or built.
   CONSUL_RELEASES    where HashiCorp's releases are mirrored (https://releases.hashicorp.com).
   ROLLCALL_RUN       where logs, data and process records are kept (.run).
@@ -22,13 +28,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.local import LocalError, process
-from deploy.local.cluster import ABACUS, SERVERS, SPAN, STOP_SECONDS, Cluster, ports_from, rendered_port
+from deploy.local.cluster import AGENT, STOP_SECONDS
 from deploy.local.consul_binary import consul_binary
 from deploy.local.lock import locked
 from deploy.local.progress import Progress, say
 
 try:
     from deploy.local import services
+    from deploy.local.sites import ConsulSite
+    from deploy.local.topology import Topology
 except ModuleNotFoundError as missing:
     sys.exit(
         f"expected the module {missing.name}, found none: run 'make up', which installs and generates what it needs"
@@ -37,6 +45,9 @@ except ModuleNotFoundError as missing:
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from contextlib import AbstractContextManager
+
+    from deploy.local.cluster import Cluster
+    from deploy.local.sites import Site
 
 ROOT = Path(__file__).parents[2]
 DRAIN_SECONDS = 40.0
@@ -91,27 +102,47 @@ def main() -> int:
 def up(run: Path) -> int:
     """Start what is missing, show it at work, and leave it running; what this run started goes if it fails."""
     with _alone(run):
-        port = _http_port(run)
-        cluster = Cluster(run, ports_from(port), Path("consul"), abacus=port + ABACUS)
-        absent = [n for n in SERVERS if not cluster.running(n)]
-        if absent:
-            cluster.check_ports(absent)  # before minutes may go into getting a binary
-            cluster.binary = consul_binary()
-        missing = services.missing(run)
+        topology = Topology.chosen(run)
+        sites = topology.sites(run)
+        clusters = [site.cluster for site in sites if isinstance(site, ConsulSite)]
+        absent = {cluster: [n for n in cluster.ports if not cluster.running(n)] for cluster in clusters}
+        if any(absent.values()):
+            for cluster, numbers in absent.items():
+                cluster.check_ports(numbers)  # before minutes may go into getting a binary
+            binary = consul_binary()
+            for cluster in clusters:
+                cluster.binary = binary
+        missing = {site: services.missing(site) for site in sites}
+        topology.save(run)
         try:
-            cluster.start()
-            services.start(cluster, missing)
-            services.wait_until_passing(cluster)
-            calls = services.example_calls(cluster.addresses)
+            _start(clusters, missing)
+            calls = {site: services.example_calls(site) for site in sites}
         except BaseException:
-            _undo(run, [*missing, *(f"consul-{n}" for n in absent)])
+            started = [name for names in missing.values() for name in names]
+            _undo(run, [*started, *(cluster.name(n) for cluster, numbers in absent.items() for n in numbers)])
             raise
-        print("\n".join(calls), end="\n\n")
-        _print_table(_rows(cluster))
-        print(f"\nThe gateway's page: {services.gateway_url(cluster)}/")
-        print(f"Consul's web page:  http://127.0.0.1:{port}/ui")
+        for site in sites:
+            if len(sites) > 1:
+                print(f"From {site.title}:")
+            print("\n".join(calls[site]), end="\n\n")
+        _print_table(row for site in sites for row in _rows(site))
+        print(f"\nThe gateway's page: http://127.0.0.1:{sites[0].gateway}/")
+        if clusters:
+            print(f"Consul's web page:  http://127.0.0.1:{topology.port}/ui")
         print("Next: make status (what runs), make logs (what it says), make down (stop it)")
     return 0
+
+
+def _start(clusters: Iterable[Cluster], missing: dict[Site, list[str]]) -> None:
+    """Start what is missing, and wait until all of it passes."""
+    for cluster in clusters:
+        cluster.start()
+    for cluster in clusters:
+        cluster.wait_for_others()
+    for site, names in missing.items():
+        services.start(site, names)
+    for site in missing:
+        services.wait_until_passing(site)
 
 
 def down(run: Path, *, purge: bool) -> int:
@@ -128,7 +159,8 @@ def down(run: Path, *, purge: bool) -> int:
 
 def status(run: Path) -> int:
     """Print what runs; 0 if all of it does and passes, else 1."""
-    rows = _rows(Cluster(run, ports_from(rendered_port(run) or _http_port(run)), Path("consul")))
+    topology = Topology.known(run) or Topology.wanted()
+    rows = [row for site in topology.sites(run) for row in _rows(site)]
     _print_table(rows)
     return 0 if all(row.health.startswith("passing") for row in rows) else 1
 
@@ -167,35 +199,28 @@ def _print_added(path: Path, start: int, prefix: str) -> int:
     return start + len(added) + len(newline)
 
 
-def _http_port(run: Path) -> int:
-    """Return the port that is set, refusing one that does not fit what runs already."""
-    setting = os.environ.get("CONSUL_HTTP_PORT") or "8500"
-    if not setting.isdecimal() or not 1 <= int(setting) <= 65535 - SPAN:
-        raise LocalError(f"CONSUL_HTTP_PORT should be a port between 1 and {65535 - SPAN}, but it is '{setting}'")
-    used = rendered_port(run)
-    if used not in (None, int(setting)) and any(process.running(run, f"consul-{n}") for n in SERVERS):
-        raise LocalError(
-            f"CONSUL_HTTP_PORT is {setting}, but Consul runs with {used} already: make down first, or unset it"
-        )
-    return int(setting)
+def _rows(site: Site) -> list[services.Row]:
+    return [*(_servers(site.cluster) if isinstance(site, ConsulSite) else ()), *services.rows(site)]
 
 
-def _rows(cluster: Cluster) -> list[services.Row]:
+def _servers(cluster: Cluster) -> list[services.Row]:
     health = cluster.get("/v1/operator/autopilot/health") or {}
     known = {server["Name"]: server for server in health.get("Servers") or ()}
     rows = []
-    for n, address in zip(SERVERS, cluster.addresses, strict=True):
-        server = known.get(f"consul-{n}", {})
+    for n in sorted(cluster.ports, key=lambda n: (n == AGENT, n)):
+        server = known.get(cluster.name(n), {})
         if not cluster.running(n):
             state = "not running"
         elif cluster.server(n).frozen():
             state = "frozen"
+        elif n == AGENT:
+            state = "passing" if cluster.joined(n) else "running, but has not joined the servers"
         elif server.get("Healthy") and server.get("Voter"):
             state = "passing, leader" if server["Leader"] else "passing"
         else:
             state = "running, but not a healthy voter"
-        rows.append(services.Row("consul", f"consul-{n}", address, state, str(cluster.log(n))))
-    return rows + services.rows(cluster)
+        rows.append(services.Row("consul", cluster.name(n), cluster.address(n), state, str(cluster.log(n))))
+    return rows
 
 
 def _print_table(rows: Iterable[services.Row]) -> None:

@@ -1,5 +1,7 @@
 """Three Consul servers on loopback: what `make up` starts, and what the integration tests kill, freeze and restart.
 
+Beside them there can be a client agent, for services to register through, and the servers of another datacenter.
+
 The configuration is plain Consul files in deploy/local/consul. A Cluster renders each server's file into its run
 directory with its own ports, because Consul appends lists (retry_join) from later files and so cannot override them.
 
@@ -18,16 +20,19 @@ What the files cannot say for themselves, being JSON:
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import random
 import shutil
 import signal
 import socket
+import tempfile
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import psutil
 import requests
@@ -36,11 +41,13 @@ from deploy.local import LocalError, process
 from deploy.local.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 CONFIG = Path(__file__).parent / "consul"
 HOST = "127.0.0.1"
 SERVERS = (1, 2, 3)
+AGENT = 0
+"""The number that the client agent goes by, where there is one."""
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 ABORT_SECONDS = 1.0  # Consul loses a SIGTERM that comes while it starts
@@ -58,54 +65,63 @@ class Ports:
     serf_wan: int
 
 
+DEFAULT_PORT = 8500
+"""The first server's HTTP port, unless something else is said."""
 ABACUS, GATEWAY = 40, 41
 """How far above the first server's HTTP port abacus's port is, and the first of the gateway's two."""
 SPAN = 42
 """How far above it the last of the ports is that follow from it."""
+AGENT_PORTS = ("http", "serf_lan")
+"""What a client agent listens on."""
 PURPOSES = {"http": "HTTP", "server": "RPC", "serf_lan": "LAN gossip", "serf_wan": "WAN gossip"}
 
 
-def ports_from(http: int) -> tuple[Ports, ...]:
-    """Return the ports that follow from the first server's HTTP port P.
+def ports_from(http: int, datacenter: int = 1) -> tuple[Ports, ...]:
+    """Return the ports of a datacenter's servers, which follow from the first one's HTTP port P.
 
-    HTTP is P to P+2 for servers 1 to 3, RPC P+10 to P+12, LAN gossip P+20 to P+22, WAN gossip P+30 to P+32. P+40 to
-    P+42 are left to the services whose ports are fixed.
+    HTTP is P to P+2 for servers 1 to 3, RPC P+10 to P+12, LAN gossip P+20 to P+22, WAN gossip P+30 to P+32; the second
+    datacenter's are the next three of each. P+40 to P+42 are left to the services whose ports are fixed.
     """
-    return tuple(Ports(http + i, http + 10 + i, http + 20 + i, http + 30 + i) for i in range(len(SERVERS)))
+    first = http + len(SERVERS) * (datacenter - 1)
+    return tuple(_ports(first + i) for i in range(len(SERVERS)))
 
 
-def rendered_port(run: Path) -> int | None:
-    """Return the first server's HTTP port as rendered for the last start under this directory, if there was one."""
-    try:
-        return int(json.loads(_rendered(run, 1).read_text())["ports"]["http"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
+def agent_ports_from(http: int, datacenter: int = 1) -> Ports:
+    """Return the ports of a datacenter's client agent: HTTP P+6 or P+7, and LAN gossip 20 above it."""
+    return _ports(http + 2 * len(SERVERS) + datacenter - 1)
 
 
-def free_ports() -> tuple[Ports, ...]:
-    """Pick loopback ports for three servers, free for TCP and UDP.
+def _ports(http: int) -> Ports:
+    return Ports(http, http + 10, http + 20, http + 30)
+
+
+def free_ports(count: int = len(SERVERS)) -> tuple[Ports, ...]:
+    """Pick loopback ports for so many servers, free for TCP and UDP.
 
     They come from below the range the kernel gives to outgoing connections (from 32768 on Linux, 49152 on macOS), so
-    that nothing takes them by accident before the servers do.
+    that nothing takes them by accident before the servers do; and they are this process' until it ends, so that nobody
+    who asks here is given them, in another process either, while a server is away.
     """
     candidates = iter(random.sample(range(15000, 32000), 400))
-    free = (port for port in candidates if _bindable(port, socket.SOCK_STREAM) and _bindable(port, socket.SOCK_DGRAM))
+    kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+    free = (port for port in candidates if all(_bindable(port, kind) for kind in kinds) and _reserve(port))
     try:
-        return tuple(Ports(next(free), next(free), next(free), next(free)) for _ in SERVERS)
+        return tuple(Ports(next(free), next(free), next(free), next(free)) for _ in range(count))
     except (StopIteration, RuntimeError) as error:
-        raise LocalError("expected 12 free loopback ports between 15000 and 32000, found fewer") from error
+        raise LocalError(f"expected {4 * count} free loopback ports between 15000 and 32000, found fewer") from error
 
 
 class Cluster:
-    """Three Consul servers with their files under one directory; data and logs stay there across restarts.
+    """Three Consul servers of a datacenter, their files under one directory; data and logs stay across restarts.
 
     with Cluster(Path(".run"), ports_from(8500), consul_binary()) as cluster:
         cluster.stop_server(cluster.leader(), signal.SIGKILL)
         cluster.wait_for_leader()
 
-    Servers are known by number, 1 to 3. What already runs under the directory is adopted, not started again.
-    `on_start` is called with the pid of every server started (see guard.py). With `abacus`, a port, the servers are
-    told of the service that is not ours; it is not started here.
+    Servers are known by number, 1 to 3, and with the ports for it there is a client agent, number 0. What already runs
+    under the directory is adopted, not started again. `on_start` is called with the pid of every one started (see
+    guard.py). With `abacus`, a port, the servers are told of the service that is not ours; it is not started here.
+    `others` are the ports of the servers in each of the other datacenters, for these to join.
     """
 
     def __init__(
@@ -114,12 +130,19 @@ class Cluster:
         ports: Sequence[Ports],
         binary: Path,
         *,
+        datacenter: int = 1,
+        agent: Ports | None = None,
+        others: Mapping[str, Sequence[Ports]] | None = None,
         on_start: Callable[[int], None] | None = None,
         abacus: int | None = None,
     ) -> None:
         self.run = run.resolve()
         self.ports = dict(zip(SERVERS, ports, strict=True))
+        if agent:
+            self.ports[AGENT] = agent
         self.binary = binary
+        self.number = datacenter
+        self.others = others or {}
         self.abacus = abacus
         self._on_start = on_start
         self._session = requests.Session()
@@ -128,20 +151,40 @@ class Cluster:
     @property
     def addresses(self) -> list[str]:
         """The servers' HTTP addresses, each as host:port."""
-        return [f"{HOST}:{ports.http}" for ports in self.ports.values()]
+        return [self.address(n) for n in SERVERS]
+
+    @property
+    def entrance(self) -> list[str]:
+        """The HTTP addresses for services to register at: the client agent's where there is one, else the servers'."""
+        return [self.address(AGENT)] if AGENT in self.ports else self.addresses
+
+    @property
+    def datacenter(self) -> str:
+        """What Consul calls it."""
+        return f"dc{self.number}"
+
+    def address(self, n: int) -> str:
+        """Return the HTTP address of a server, or of the agent, as host:port."""
+        return f"{HOST}:{self.ports[n].http}"
+
+    def name(self, n: int) -> str:
+        """Return the name of a server, or of the agent, which is that of its process and its node."""
+        return f"consul-{n + len(SERVERS) * (self.number - 1)}" if n else f"consul-agent-{self.number}"
 
     def start(self, timeout: float = START_SECONDS) -> list[int]:
-        """Start the servers that do not run and wait for a healthy cluster; return the numbers of those started.
+        """Start what does not run and wait for a healthy cluster; return the numbers of those started.
 
         Raises LocalError when a port is taken, a server exits, or there is no leader in `timeout` seconds. Whatever was
         started is stopped again then.
         """
-        missing = [n for n in SERVERS if not self.running(n)]
+        missing = [n for n in self.ports if not self.running(n)]
         self.check_ports(missing)
         try:
             for n in missing:
                 self._spawn(n)
             self._until(timeout, self._whole, starting=missing)
+            if AGENT in self.ports:
+                self._until(timeout, self._agent_joined, starting=missing)
         except BaseException:
             self._stop(missing, ABORT_SECONDS)
             raise
@@ -170,7 +213,7 @@ class Cluster:
     def wipe_data(self, n: int) -> None:
         """Remove the data of a stopped server, its node id included."""
         if self.running(n):
-            raise LocalError(f"{_name(n)} should be stopped before its data is removed, but it runs: stop it first")
+            raise LocalError(f"{self.name(n)} should be stopped before its data is removed, but it runs: stop it first")
         shutil.rmtree(self._data(n), ignore_errors=True)
 
     def wait_for_leader(self, timeout: float = START_SECONDS) -> int:
@@ -182,10 +225,23 @@ class Cluster:
         """
         return self._until(timeout, self._whole)
 
+    def wait_for_others(self, timeout: float = START_SECONDS) -> None:
+        """Wait until the servers have joined those of the other datacenters."""
+
+        def joined() -> int | str:
+            lacking = set(self.others).difference(self.get("/v1/catalog/datacenters") or ())
+            return f"{self.datacenter} does not know {', '.join(sorted(lacking))}" if lacking else 1
+
+        self._until(timeout, joined)
+
     def leader(self) -> int:
         """Return the leader's number as the running servers see it now; 0 without a leader they agree on."""
         votes = {self._get(n, "/v1/status/leader") for n in self._awake()}
         return next((n for n in self._awake() if votes == {self._rpc(n)}), 0)
+
+    def joined(self, n: int) -> bool:
+        """Whether this server, or the agent, knows a leader."""
+        return bool(self._get(n, "/v1/status/leader"))
 
     def get(self, path: str) -> Any:
         """Return what the first server to answer says to this path of the HTTP API; None if none answers."""
@@ -193,40 +249,48 @@ class Cluster:
 
     def running(self, n: int) -> bool:
         """Whether this server runs (frozen counts)."""
-        return process.running(self.run, _name(n)) is not None
+        return process.running(self.run, self.name(n)) is not None
 
     def server(self, n: int) -> process.Process:
         """Return this server's process, running or not; raises LocalError if it was never started."""
-        found = process.recorded(self.run, _name(n))
+        found = process.recorded(self.run, self.name(n))
         if not found:
-            raise LocalError(f"{_name(n)} should have been started before, but {self.run} has no record of it")
+            raise LocalError(f"{self.name(n)} should have been started before, but {self.run} has no record of it")
         return found
 
     def log(self, n: int) -> Path:
         """Return this server's log file."""
-        return self.run / "logs" / f"{_name(n)}.log"
+        return self.run / "logs" / f"{self.name(n)}.log"
 
     def stop(self) -> list[int]:
-        """Stop every server that runs and return their numbers; the data stays."""
-        return self._stop(SERVERS, STOP_SECONDS)
+        """Stop all that runs and return their numbers; the data stays."""
+        return self._stop(self.ports, STOP_SECONDS)
 
     def check_ports(self, servers: Iterable[int] = SERVERS) -> None:
         """Raise LocalError, naming port, purpose and holder, if a port these servers need is taken."""
         for n in servers:
-            for field, port in asdict(self.ports[n]).items():
+            used = asdict(self.ports[n])
+            for field, port in used.items() if n else [(field, used[field]) for field in AGENT_PORTS]:
                 kinds = [socket.SOCK_STREAM, *([socket.SOCK_DGRAM] if field.startswith("serf") else [])]
                 if not all(_bindable(port, kind) for kind in kinds):
+                    what = f"port {port} ({PURPOSES[field]} of {self.name(n)})"
                     raise LocalError(
-                        f"port {port} ({PURPOSES[field]} of {_name(n)}) should be free, but {_holder(port)} has it: "
-                        f"stop that, or set CONSUL_HTTP_PORT to a port with {SPAN + 1} free ones from it"
+                        f"{what} should be free, but {_holder(port)} has it: stop that, or set CONSUL_HTTP_PORT to a "
+                        f"port with {SPAN + 1} free ones from it"
                     )
 
     def render(self, n: int) -> Path:
         """Write this server's configuration, with its own ports, into the run directory; return the folder."""
-        config = json.loads((CONFIG / f"server-{n}" / "server.json").read_text())
-        config["ports"] = asdict(self.ports[n])
-        config["retry_join"] = [f"{HOST}:{ports.serf_lan}" for ports in self.ports.values()]
-        target = _rendered(self.run, n)
+        file = CONFIG / (f"server-{n}/server.json" if n else "agent/agent.json")
+        config = json.loads(file.read_text())
+        used = asdict(self.ports[n])
+        config["ports"] = {field: used[field] for field in config["ports"]}
+        config["retry_join"] = [f"{HOST}:{self.ports[server].serf_lan}" for server in SERVERS]
+        if n and self.others:
+            config["retry_join_wan"] = [f"{HOST}:{each.serf_wan}" for ports in self.others.values() for each in ports]
+        if self.number > 1:
+            config |= {"node_name": self.name(n), "datacenter": self.datacenter}
+        target = self.run / "consul" / self.name(n) / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(config, indent=2) + "\n")
         return target.parent
@@ -252,17 +316,17 @@ class Cluster:
         config = self.render(n)
         command = [str(self.binary), "agent", "-config-file", str(CONFIG / "common.json")]
         command += ["-config-dir", str(config), "-data-dir", str(self._data(n))]
-        if self.abacus:
+        if self.abacus and n:
             command += ["-config-file", str(self.render_abacus(self.abacus))]
-        started = process.start(_name(n), command, run=self.run)
+        started = process.start(self.name(n), command, run=self.run)
         if self._on_start:
             self._on_start(started.pid)
 
     def _stop(self, servers: Iterable[int], grace: float) -> list[int]:
-        stopping = {n: found for n in servers if (found := process.running(self.run, _name(n)))}
+        stopping = {n: found for n in servers if (found := process.running(self.run, self.name(n)))}
         process.stop_all(stopping.values(), grace)
         for n in stopping:
-            process.forget(self.run, _name(n))
+            process.forget(self.run, self.name(n))
         return list(stopping)
 
     def _until(self, timeout: float, check: Callable[[], int | str], starting: Iterable[int] = ()) -> int:
@@ -275,8 +339,8 @@ class Cluster:
             while isinstance(found := check(), str):
                 for n in starting:
                     if not self.running(n):
-                        last = self.server(n).tail()
-                        raise LocalError(f"{_name(n)} exited while starting; the last lines of {self.log(n)}:\n{last}")
+                        said = f"the last lines of {self.log(n)}:\n{self.server(n).tail()}"
+                        raise LocalError(f"{self.name(n)} exited while starting; {said}")
                 if time.monotonic() >= deadline:
                     raise LocalError(
                         f"expected Consul to be ready within {timeout:g} s, but {found}: see {self.run}/logs"
@@ -287,26 +351,29 @@ class Cluster:
 
     def _answering(self, n: int) -> int | str:
         # Without a leader the answer is an empty string, which is an answer.
-        return f"{_name(n)} does not answer" if self._get(n, "/v1/status/leader") is None else n
+        return f"{self.name(n)} does not answer" if self._get(n, "/v1/status/leader") is None else n
+
+    def _agent_joined(self) -> int | str:
+        return AGENT if self.joined(AGENT) else f"{self.name(AGENT)} has not joined the servers"
 
     def _whole(self) -> int | str:
         awake = self._awake()
         leader = self.leader()
         if not leader:
-            return f"the running servers ({', '.join(map(_name, awake)) or 'none'}) agree on no leader"
+            return f"the running servers ({', '.join(map(self.name, awake)) or 'none'}) agree on no leader"
         health = self._get(leader, "/v1/operator/autopilot/health") or {}
         voters = {server["ID"] for server in health.get("Servers") or () if server["Healthy"] and server["Voter"]}
         _, goal = self._raft(leader)
         for n in awake:
             if len(self._get(n, "/v1/status/peers") or ()) != len(SERVERS):
-                return f"{_name(n)} does not know {len(SERVERS)} peers"
+                return f"{self.name(n)} does not know {len(SERVERS)} peers"
             # Autopilot looks around every two seconds only. So compare the id, which is new for a server that has lost
             # its data, and see for ourselves whether one that has been away has caught up.
             node, applied = self._raft(n)
             if node not in voters:
-                return f"{_name(n)} is not a healthy voter"
+                return f"{self.name(n)} is not a healthy voter"
             if applied < goal:
-                return f"{_name(n)} has not caught up"
+                return f"{self.name(n)} has not caught up"
         return leader
 
     def _raft(self, n: int) -> tuple[str, int]:
@@ -315,7 +382,7 @@ class Cluster:
         return (found["Config"]["NodeID"], int(found["Stats"]["raft"]["applied_index"])) if found else ("", -1)
 
     def _awake(self) -> list[int]:
-        found = {n: process.running(self.run, _name(n)) for n in SERVERS}
+        found = {n: process.running(self.run, self.name(n)) for n in SERVERS}
         return [n for n, server in found.items() if server and not server.frozen()]
 
     def _get(self, n: int, path: str) -> Any:
@@ -329,15 +396,24 @@ class Cluster:
         return f"{HOST}:{self.ports[n].server}"
 
     def _data(self, n: int) -> Path:
-        return self.run / "data" / _name(n)
+        return self.run / "data" / self.name(n)
 
 
-def _rendered(run: Path, n: int) -> Path:
-    return run / "consul" / f"server-{n}" / "server.json"
+_reserved: list[BinaryIO] = []
 
 
-def _name(n: int) -> str:
-    return f"consul-{n}"
+def _reserve(port: int) -> bool:
+    """Have a port be this process', as far as others look here; say whether it was free."""
+    folder = Path(tempfile.gettempdir()) / f"rollcall-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    file = (folder / str(port)).open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return False
+    _reserved.append(file)
+    return True
 
 
 def _bindable(port: int, kind: socket.SocketKind) -> bool:

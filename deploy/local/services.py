@@ -21,14 +21,14 @@ from contracts.person.v1 import person_pb2, person_pb2_grpc
 from contracts.student.v1 import student_pb2, student_pb2_grpc
 from contracts.sum.v1 import sum_pb2, sum_pb2_grpc
 from deploy.local import LocalError, process
-from deploy.local.cluster import GATEWAY
 from deploy.local.progress import Progress
+from deploy.local.sites import ConsulSite
 from rollcall import jsonrpc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from deploy.local.cluster import Cluster
+    from deploy.local.sites import Listed, Site
 
 ROOT = Path(__file__).parents[2]
 CALL_SECONDS = 10.0
@@ -122,47 +122,64 @@ class Service:
     example: Callable[[rollcall.Registry], Awaitable[str]]
     flags: tuple[str, ...] = PUBLIC
     """What its instances are given beside their id and Consul's addresses; {run} stands for the run directory."""
+    everywhere: bool = True
+    """Whether it runs in each datacenter; otherwise in the first, and is called from there."""
 
-    @property
-    def ids(self) -> list[str]:
-        """The ids of its instances: sum-1, sum-2, ..."""
-        return [f"{self.name}-{n}" for n in range(1, self.instances + 1)]
+    def ids(self, datacenter: int = 1) -> list[str]:
+        """Return the ids of its instances in a datacenter: sum-1, sum-2, ...; in the next one the numbers go on."""
+        if datacenter > 1 and not self.everywhere:
+            return []
+        first = 1 + self.instances * (datacenter - 1)
+        return [f"{self.name}-{n}" for n in range(first, first + self.instances)]
 
-    def command(self, instance: str, cluster: Cluster) -> list[str]:
+    def runs_in(self, site: Site) -> list[str]:
+        """Return the ids of its instances at a site."""
+        return self.ids(site.number)
+
+    def command(self, instance: str, site: Site) -> list[str]:
         """Return the command that runs one instance; it chooses its own port and registers itself."""
-        flags = [flag.format(run=cluster.run) for flag in self.flags]
-        return ["services." + self.name, "--id", instance, "--consul", ",".join(cluster.addresses), *flags]
+        flags = [flag.format(run=site.run) for flag in self.flags]
+        return ["services." + self.name, "--id", instance, *site.flags(), *flags]
 
 
 class Gateway(Service):
     """The gateway, whose instances are where people look for them."""
 
-    def command(self, instance: str, cluster: Cluster) -> list[str]:
+    def command(self, instance: str, site: Site) -> list[str]:
         """Return the command that runs one instance at its own port."""
-        port = _http_port(cluster) + GATEWAY + self.ids.index(instance)
-        return [*Service.command(self, instance, cluster), "--port", str(port)]
+        port = site.gateway + self.ids().index(instance)
+        return [*Service.command(self, instance, site), "--port", str(port)]
 
 
 class Foreign(Service):
     """A service that is not ours: one instance, which Consul has been told of by a file. See abacus.py."""
 
-    @property
-    def ids(self) -> list[str]:
-        """The id that the file gives it."""
-        return [self.name]
+    def ids(self, datacenter: int = 1) -> list[str]:
+        """Return the id that the file gives it."""
+        return [self.name] if datacenter == 1 else []
 
-    def command(self, instance: str, cluster: Cluster) -> list[str]:
+    def runs_in(self, site: Site) -> list[str]:
+        """Return its id where there is a Consul that has been told of it."""
+        return self.ids(site.number) if site.abacus else []
+
+    def command(self, instance: str, site: Site) -> list[str]:
         """Return the command that runs it where the file says."""
-        return [f"deploy.local.{instance}", "--port", str(cluster.abacus)]
+        return [f"deploy.local.{instance}", "--port", str(site.abacus)]
 
 
 TABLE = (
     Service("hello", 3, greet_in_chinese),
     Service("sum", 3, add),
     Service("person", 3, do),
-    Service("student", 3, add_student, flags=(*PUBLIC, "--database", "sqlite:///{run}/data/student.db")),
+    Service(
+        "student",
+        3,
+        add_student,
+        flags=(*PUBLIC, "--database", "sqlite:///{run}/data/student.db"),
+        everywhere=False,  # there is one store
+    ),
     Service("greeter", 3, greet),
-    Gateway("gateway", 2, add_by_http, flags=()),
+    Gateway("gateway", 2, add_by_http, flags=(), everywhere=False),
     Foreign("abacus", 1, add_by_abacus),
 )
 
@@ -178,36 +195,29 @@ class Row:
     log: str
 
 
-def gateway_url(cluster: Cluster) -> str:
-    """Return where the gateway's first instance is."""
-    return f"http://127.0.0.1:{_http_port(cluster) + GATEWAY}"
+def missing(site: Site) -> list[str]:
+    """Return the ids of the instances that should run at a site but do not."""
+    wanted = (instance for service in TABLE for instance in service.runs_in(site))
+    return [instance for instance in wanted if not process.running(site.run, instance)]
 
 
-def _http_port(cluster: Cluster) -> int:
-    return cluster.ports[1].http
-
-
-def missing(run: Path) -> list[str]:
-    """Return the ids of the instances that should run but do not."""
-    return [instance for service in TABLE for instance in service.ids if not process.running(run, instance)]
-
-
-def start(cluster: Cluster, ids: Iterable[str]) -> None:
+def start(site: Site, ids: Iterable[str]) -> None:
     """Start these instances, side by side."""
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}  # a log should be whole when its instance is killed
-    services = {instance: service for service in TABLE for instance in service.ids}
+    (site.run / "data").mkdir(parents=True, exist_ok=True)
+    services = {instance: service for service in TABLE for instance in service.runs_in(site)}
     for instance in ids:
-        command = [sys.executable, "-m", *services[instance].command(instance, cluster)]
-        process.start(instance, command, run=cluster.run, cwd=ROOT, env=env)
+        command = [sys.executable, "-m", *services[instance].command(instance, site)]
+        process.start(instance, command, run=site.run, cwd=ROOT, env=env)
 
 
-def wait_until_passing(cluster: Cluster, timeout: float = READY_SECONDS) -> None:
-    """Wait until Consul says that every instance passes; raises LocalError naming one that does not, with its log."""
+def wait_until_passing(site: Site, timeout: float = READY_SECONDS) -> None:
+    """Wait until every instance is listed as passing; raises LocalError naming one that is not, with its log."""
     deadline = time.monotonic() + timeout
     with Progress("waiting for the services") as progress:
-        while waiting := [row for row in rows(cluster) if row.health != "passing"]:
+        while waiting := [row for row in rows(site) if row.health != "passing"]:
             for row in waiting:
-                found = process.recorded(cluster.run, row.id)
+                found = process.recorded(site.run, row.id)
                 last = found.tail() if found else ""
                 if row.health == "not running":
                     raise LocalError(f"{row.id} exited while starting; the last lines of {row.log}:\n{last}")
@@ -221,22 +231,23 @@ def wait_until_passing(cluster: Cluster, timeout: float = READY_SECONDS) -> None
             time.sleep(POLL_SECONDS)
 
 
-def rows(cluster: Cluster) -> list[Row]:
-    """Return the state of every instance that should run, in the table's order."""
+def rows(site: Site) -> list[Row]:
+    """Return the state of every instance that should run at a site, in the table's order."""
     found = []
     for service in TABLE:
-        known = cluster.get(f"/v1/health/service/{service.name}")
-        found += [_row(cluster.run, service, instance, known) for instance in service.ids]
+        if ids := service.runs_in(site):
+            known = site.listed(service.name)
+            found += [_row(site.run, service, instance, known) for instance in ids]
     return found
 
 
-def example_calls(addresses: list[str]) -> list[str]:
-    """Call every service once, through discovery, and return a line for each."""
+def example_calls(site: Site) -> list[str]:
+    """Call every service once from a site, through discovery, and return a line for each."""
 
     async def calls() -> list[str]:
-        registry = rollcall.ConsulRegistry(addresses)
+        registry = site.registry()
         lines = []
-        for service in TABLE:
+        for service in callable_from(site):
             try:
                 lines.append(await service.example(registry))
             except rollcall.BadSettingError as error:
@@ -251,6 +262,11 @@ def example_calls(addresses: list[str]) -> list[str]:
     return asyncio.run(calls())
 
 
+def callable_from(site: Site) -> list[Service]:
+    """Return the services that can be called from a site: those elsewhere as well, where there is a Consul."""
+    return [service for service in TABLE if service.runs_in(site) or isinstance(site, ConsulSite)]
+
+
 async def _answered(text: str, call: Any) -> str:
     metadata = await call.trailing_metadata()
     who = next((value for key, value in metadata or () if key == "rollcall-instance"), "an instance that did not say")
@@ -261,8 +277,8 @@ def _line(text: str, who: str) -> str:
     return f"{text:<41}    answered by {who}"
 
 
-def _row(run: Path, service: Service, instance: str, known: list[dict[str, Any]] | None) -> Row:
-    """Return the state of one instance, `known` being what Consul says about its service."""
+def _row(run: Path, service: Service, instance: str, known: list[Listed] | None) -> Row:
+    """Return the state of one instance, `known` being what the registry says about its service."""
     found = process.running(run, instance)
     log = str(run / "logs" / f"{instance}.log")
     if not found:
@@ -274,11 +290,11 @@ def _row(run: Path, service: Service, instance: str, known: list[dict[str, Any]]
     ports = _listening(found.pid)
     # An instance killed a moment ago may still be registered as it was: count only what this process listens on. And it
     # can be listed by more than one server: passing once is passing.
-    listed = [each for each in known if each["Service"]["ID"] == instance and each["Service"]["Port"] in ports]
+    listed = [each for each in known if each.id == instance and each.port in ports]
     if not listed:
         return Row(service.name, instance, "", "not registered", log)
-    address = f"{listed[0]['Service']['Address']}:{listed[0]['Service']['Port']}"
-    passing = any(all(check["Status"] == "passing" for check in each["Checks"]) for each in listed)
+    address = f"{listed[0].address}:{listed[0].port}"
+    passing = any(each.passing for each in listed)
     return Row(service.name, instance, address, "passing" if passing else "failing its check", log)
 
 

@@ -31,10 +31,12 @@ from google.protobuf.message import Message
 
 from rollcall.discovery import xds
 from rollcall.discovery.membership import Membership
+from rollcall.policy import Policy
 from rollcall.registry import Instance, Registry
-from rollcall.settings import CallSettings
 
 log = logging.getLogger(__name__)
+
+EXPLAINED_WITHIN = 15.0  # seconds that the registry may take to say what there is
 
 
 class Bridge:
@@ -53,7 +55,7 @@ class Bridge:
         self._server.start()
         _bootstrap(address)
 
-    def subscribe(self, name: str, tag: str, registry: Registry, settings: CallSettings) -> "Service":
+    def subscribe(self, name: str, tag: str, registry: Registry, policy: Policy) -> "Service":
         """Return the service to make a channel for, watched from now on. To be released when the channel is closed."""
         key = xds.key_of(name, tag)
         with self._lock:
@@ -61,12 +63,12 @@ class Bridge:
             for numbered in itertools.chain([key], (f"{key}~~~{number}" for number in itertools.count(2))):
                 service = self._services.get(numbered)
                 if service is None or not service.channels:
-                    service = Service(numbered, name, tag, registry, settings, self._caller, self._changed)
+                    service = Service(numbered, name, tag, registry, policy, self._caller, self._changed)
                     self._services[numbered] = service
                     for changes in self._streams:  # the C core may still have what a former one with this key was
                         changes.put(xds.LISTENER)
                         changes.put(xds.CLUSTER)
-                if service.registry is registry and service.settings == settings:
+                if service.registry is registry and service.policy.agrees_with(policy):
                     service.channels += 1
                     return service
         raise AssertionError("count() does not end")
@@ -124,20 +126,21 @@ class Service:
         name: str,
         tag: str,
         registry: Registry,
-        settings: CallSettings,
+        policy: Policy,
         caller: str,
         changed: Callable[[str], None],
     ) -> None:
         self.key, self.name, self.tag = key, name, tag
-        self.registry, self.settings = registry, settings
+        self.registry, self.policy = registry, policy
         self.channels = 0
         self._changed = changed
         self._idempotent: frozenset[str] = frozenset()
-        self._targets: list[tuple[str, int, int]] | None = None  # None until there is something to tell
+        self._localities: list[_Locality] | None = None  # None until there is something to tell
         self._explainer: _Explainer | None = None
         self._closed = False
         self._lock = threading.Lock()
-        self._members = Membership(name, tag, registry, settings, caller, self._update)
+        policy.on_change = self._treat_otherwise
+        self._members = Membership(name, tag, registry, policy, caller, self._update)
 
     def idempotent(self, path: str) -> None:
         """Learn that a method, given as /package.Service/Method, may be tried again."""
@@ -152,11 +155,11 @@ class Service:
         found: Message | None = None
         with self._lock:
             if type_url == xds.LISTENER:
-                found = xds.listener(self.key, self._idempotent, self.settings)
+                found = xds.listener(self.key, self._idempotent, self.policy.settings)
             elif type_url == xds.CLUSTER:
-                found = xds.cluster(self.key, self.settings)
-            elif type_url == xds.ENDPOINTS and self._targets is not None:
-                found = xds.endpoints(self.key, self._targets)
+                found = xds.cluster(self.key, self.policy.settings)
+            elif type_url == xds.ENDPOINTS and self._localities is not None:
+                found = xds.endpoints(self.key, self._localities)
         return found
 
     def close(self) -> None:
@@ -166,17 +169,18 @@ class Service:
             self._closed = True
             self._explain(needed=False)
 
+    def _treat_otherwise(self) -> None:
+        self._changed(xds.LISTENER)
+        self._changed(xds.CLUSTER)
+
     def _update(self, instances: tuple[Instance, ...]) -> None:
-        # gRPC refuses a list that has an endpoint twice, as when an instance got the address of one that still passes.
-        weights: dict[tuple[str, int], int] = {}
-        for instance in instances:
-            weights.setdefault((instance.address, instance.port), instance.weight)
+        localities = _localities(instances)
         with self._lock:
             if self._closed:
                 return
-            self._explain(needed=not weights)
-            if weights:
-                self._targets = [(address, port, weight) for (address, port), weight in weights.items()]
+            self._explain(needed=not localities)
+            if localities:
+                self._localities = localities
         self._changed(xds.ENDPOINTS)
 
     def _explanation(self) -> str:
@@ -185,10 +189,27 @@ class Service:
     def _explain(self, *, needed: bool) -> None:
         if needed and not self._explainer:
             self._explainer = _Explainer(self._explanation)
-            self._targets = [("127.0.0.1", self._explainer.port, 1)]
+            self._localities = [("nowhere", [("127.0.0.1", self._explainer.port, 1)])]
         elif self._explainer and not needed:
             self._explainer.close()
             self._explainer = None
+
+
+_Locality = tuple[str, list[tuple[str, int, int]]]
+
+
+def _localities(instances: tuple[Instance, ...]) -> list[_Locality]:
+    """Return the endpoints of instances by their priority: see `xds.endpoints`."""
+    found: dict[int, _Locality] = {}
+    taken = set()
+    for instance in sorted(instances, key=lambda each: each.priority):
+        endpoint = (instance.address, instance.port)
+        # gRPC refuses a list that has an endpoint twice, as when an instance got the address of one that still passes.
+        if endpoint not in taken:
+            taken.add(endpoint)
+            name = f"{instance.priority} {instance.datacenter}"
+            found.setdefault(instance.priority, (name, []))[1].append((*endpoint, instance.weight))
+    return list(found.values())
 
 
 class _Explainer(grpc.GenericRpcHandler):
@@ -199,6 +220,7 @@ class _Explainer(grpc.GenericRpcHandler):
 
     def __init__(self, explanation: Callable[[], str]) -> None:
         self._explanation = explanation
+        self._closed = False
         self._server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[self], options=[("grpc.so_reuseport", 0)])
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
@@ -207,12 +229,17 @@ class _Explainer(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(self._abort)
 
     def _abort(self, _: object, context: grpc.ServicerContext) -> Iterator[bytes]:
+        explanation = self._explanation()  # which asks the registry, and may take seconds
+        if self._closed:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "instances have come while it was asked why there are none")
         context.set_trailing_metadata((("grpc-retry-pushback-ms", "-1"),))  # trying again would be told the same
-        context.abort(grpc.StatusCode.UNAVAILABLE, self._explanation())
+        context.abort(grpc.StatusCode.UNAVAILABLE, explanation)
         yield b""  # never reached: makes this the generator that a stream's handler has to be
 
     def close(self) -> None:
-        self._server.stop(grace=1)
+        """Answer no further calls; those that wait for an explanation are told to come again."""
+        self._closed = True
+        self._server.stop(EXPLAINED_WITHIN)
 
 
 class _Ads(AggregatedDiscoveryServiceServicer):  # type: ignore[misc]

@@ -1,12 +1,16 @@
 """Who is there to be called: the instances of a service, as far as this process knows.
 
 What a registry says is not taken at its word in one case: a service that loses all of its instances at once. More
-likely than that they are gone is that the registry is at fault, so they are kept for a while, beside any new ones.
+likely than that they are gone is that the registry is at fault, so they are kept for a while, beside any new ones. Only
+the time counts in which the registry is certain that none of them is there. Consul's servers, stopped in order, each
+take the registrations that they hold out of the list before they go, and the last word of a registry that is away may
+be that there is nobody; a server that is back, but not in the cluster yet, may say so for a minute more.
 
 Everything here runs on threads of its own: an event loop that the application blocks must not stop discovery.
 """
 
 import ipaddress
+import itertools
 import logging
 import socket
 import threading
@@ -15,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rollcall.discovery.subset import subset
+from rollcall.policy import Policy
 from rollcall.registry import Instance, Registry, RegistryError
-from rollcall.settings import CallSettings
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +30,13 @@ PATIENCE = 0.5
 SECOND_LOOK = 1.0
 """The seconds for which a service that had no instances when it was dialled may still get some before calls fail."""
 
+LOOK = 0.5
+"""The seconds between two questions to the registry whether all are gone for certain."""
+
 _followed: Counter[str] = Counter()
 """How many memberships there are of each service in this process."""
+_unanswered: set["Membership"] = set()
+"""Those of which the registry has said nothing yet."""
 _counting = threading.Lock()
 
 
@@ -35,6 +44,12 @@ def dialled() -> tuple[str, ...]:
     """Return the names of the services that this process has open channels to, in alphabetical order."""
     with _counting:
         return tuple(sorted(_followed))
+
+
+def all_answered() -> bool:
+    """Say whether the registry has told, of each service that this process calls, who is there."""
+    with _counting:
+        return not _unanswered
 
 
 class Membership:
@@ -50,22 +65,24 @@ class Membership:
         name: str,
         tag: str,
         registry: Registry,
-        settings: CallSettings,
+        policy: Policy,
         caller: str,
         on_change: Callable[[tuple[Instance, ...]], None],
     ) -> None:
         self.name, self.tag = name, tag
-        self.registry, self.settings = registry, settings
+        self.registry, self._policy = registry, policy
         self._caller, self._on_change = caller, on_change
         self._current: tuple[Instance, ...] | None = None  # None until the registry, or our patience, has spoken
         self._listed: tuple[Instance, ...] = ()  # what the registry has listed last
         self._kept: tuple[Instance, ...] = ()  # what it does not list any more, and is not yet believed to be gone
+        self._missed = 0.0  # seconds for which it has been certain of that
         self._answered = self._waiting = self._closed = False
         self._lock = threading.Lock()
         self._watch = registry.watch(name, tag)
-        self._giving_up = self._timer(PATIENCE * settings.deadline)
+        self._giving_up = self._timer(PATIENCE * policy.settings.deadline)
         with _counting:
             _followed[name] += 1
+            _unanswered.add(self)
         threading.Thread(target=self._follow, name=f"watch {name}", daemon=True).start()
 
     def close(self) -> None:
@@ -77,6 +94,7 @@ class Membership:
             self._closed = True
             self._giving_up.cancel()
         with _counting:
+            _unanswered.discard(self)
             _followed[self.name] -= 1
             if not _followed[self.name]:
                 del _followed[self.name]
@@ -101,7 +119,7 @@ class Membership:
 
     def _update(self, instances: tuple[Instance, ...]) -> None:
         log.debug("%r passes at %s", self.name, ", ".join(each.target for each in instances) or "no instance")
-        resolved = [_resolved(each) for each in subset(instances, self._caller, self.settings.subset)]
+        resolved = [_resolved(each) for each in self._subset(instances)]
         chosen = tuple(each for each in resolved if each)
         with self._lock:
             if self._closed:
@@ -109,12 +127,12 @@ class Membership:
             self._answered = True
             self._listed = chosen
             had = self._kept or self._current or ()
-            if had and _all_gone(had, chosen):
+            if had and _all_gone(had, (*chosen, *instances) if chosen else ()):
                 # More likely a fault of the registry's than the truth: keep them for a while.
                 if not self._kept:
                     log.warning("%s lists none of the instances of %r any more; keeping them", self.registry, self.name)
-                    self._kept = had
-                    self._wait(self.settings.empty_grace)
+                    self._kept, self._missed = had, 0.0
+                    self._wait(min(LOOK, self._policy.settings.empty_grace))
                 self._tell((*chosen, *self._kept))
             elif chosen:
                 self._giving_up.cancel()
@@ -122,7 +140,15 @@ class Membership:
                 self._tell(chosen)
             elif not self._waiting and self._current is None:
                 # Just dialled, perhaps just registered: a server may be a moment behind the one that took it.
-                self._wait(min(SECOND_LOOK, PATIENCE * self.settings.deadline))
+                self._wait(min(SECOND_LOOK, PATIENCE * self._policy.settings.deadline))
+        with _counting:
+            _unanswered.discard(self)
+
+    def _subset(self, instances: tuple[Instance, ...]) -> list[Instance]:
+        """Choose from the instances of each priority those that this caller connects to."""
+        grouped = itertools.groupby(sorted(instances, key=_priority), key=_priority)
+        size = self._policy.settings.subset
+        return [each for _, group in grouped for each in subset(list(group), self._caller, size)]
 
     def _wait(self, seconds: float) -> None:
         """Give the service this long to have instances again."""
@@ -137,15 +163,34 @@ class Membership:
         return timer
 
     def _give_up(self, timer: threading.Timer) -> None:
+        certain = not self._kept or self._gone(self._kept)
         with self._lock:
-            if not self._closed and not timer.finished.is_set():  # else cancelled while it waited for the lock
-                self._kept = ()
-                self._tell(self._listed)
+            if self._closed or timer.finished.is_set():  # cancelled while this waited
+                return
+            if self._kept:
+                self._missed = self._missed + timer.interval if certain else 0.0
+                if self._missed < self._policy.settings.empty_grace:
+                    self._wait(timer.interval)
+                    return
+            self._kept = ()
+            self._tell(self._listed)
+
+    def _gone(self, instances: tuple[Instance, ...]) -> bool:
+        """Say whether none of these is there any more, for certain."""
+        try:
+            there = self.registry.instances(self.name, self.tag, certain=True)
+        except RegistryError:
+            return False
+        return not {each.target for each in instances} & {each.target for each in map(_resolved, there) if each}
 
     def _tell(self, instances: tuple[Instance, ...]) -> None:
         if instances != self._current:
             self._current = instances
             self._on_change(instances)
+
+
+def _priority(instance: Instance) -> int:
+    return instance.priority
 
 
 def _all_gone(had: tuple[Instance, ...], found: tuple[Instance, ...]) -> bool:

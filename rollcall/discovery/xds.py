@@ -106,13 +106,18 @@ def cluster(key: str, settings: CallSettings) -> Cluster:
     )
 
 
-def endpoints(key: str, targets: Iterable[tuple[str, int, int]]) -> ClusterLoadAssignment:
-    """List the endpoints, each as address, port and weight."""
+def endpoints(key: str, localities: Iterable[tuple[str, Iterable[tuple[str, int, int]]]]) -> ClusterLoadAssignment:
+    """List the endpoints, each as address, port and weight, of each locality, given by its name.
+
+    Those of a locality are called while none of an earlier one can be reached. gRPC refuses priorities with a gap, so
+    there must be no locality without endpoints; by its name it knows one again whose priority has changed.
+    """
     return ClusterLoadAssignment(
         cluster_name=resource_name(ENDPOINTS, key),
         endpoints=[
             LocalityLbEndpoints(
-                locality=Locality(region="here"),
+                locality=Locality(region=name),
+                priority=priority,
                 load_balancing_weight=UInt32Value(value=1),
                 lb_endpoints=[
                     LbEndpoint(
@@ -124,6 +129,7 @@ def endpoints(key: str, targets: Iterable[tuple[str, int, int]]) -> ClusterLoadA
                     for address, port, weight in targets
                 ],
             )
+            for priority, (name, targets) in enumerate(localities)
         ],
     )
 

@@ -19,8 +19,8 @@ from rollcall.discovery.membership import Membership
 from rollcall.jsonrpc.client import Connection, client, time_for
 from rollcall.jsonrpc.contract import Contract, Method
 from rollcall.jsonrpc.errors import DeadlineExceededError, RemoteError, UnavailableError
+from rollcall.policy import Policy
 from rollcall.registry import Instance, Registry
-from rollcall.settings import CallSettings, load
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ async def dial(
     ejection off, and with any other value an instance is ejected after five failures in a row. A failure is an error as
     the answer, no answer by the deadline, or a connection that breaks. Instances' weights are not looked at.
     """
-    pool = _Pool(name or contract.name, tag, registry or default_registry(), load(CallSettings, overrides=settings))
+    pool = _Pool(name or contract.name, tag, registry or default_registry(), Policy(settings))
     try:
         yield client(contract, pool.call)
     finally:
@@ -65,8 +65,8 @@ async def dial(
 class _Pool:
     """The instances of a service, and the calls that are made at them."""
 
-    def __init__(self, name: str, tag: str, registry: Registry, settings: CallSettings) -> None:
-        self._name, self._settings = name, settings
+    def __init__(self, name: str, tag: str, registry: Registry, policy: Policy) -> None:
+        self._name, self._policy = name, policy
         self._members: dict[tuple[str, str], _Member] = {}
         self._known = self._closed = False
         self._turn = 0
@@ -77,7 +77,7 @@ class _Pool:
         def on_change(instances: tuple[Instance, ...]) -> None:  # on a thread of the membership's
             loop.call_soon_threadsafe(self._update, instances)
 
-        self._membership = Membership(name, tag, registry, settings, _CALLER, on_change)
+        self._membership = Membership(name, tag, registry, policy, _CALLER, on_change)
 
     def close(self) -> None:
         """Close all connections. Calls in flight fail, as do those that are made later."""
@@ -90,9 +90,9 @@ class _Pool:
     async def call(self, method: Method, argument: Any) -> Any:
         """Make a call at one of the instances and, where that is safe, at another when it breaks."""
         request = method.request(argument)
-        if self._in_flight >= self._settings.max_requests:
+        if self._in_flight >= self._policy.settings.max_requests:
             raise UnavailableError(f"{method.path}: {self._in_flight} calls to {self._name!r} are in flight already")
-        seconds = time_for(self._settings.deadline)
+        seconds = time_for(self._policy.settings.deadline)
         problems: list[str] = []
         self._in_flight += 1
         try:
@@ -120,7 +120,7 @@ class _Pool:
                     continue
                 if not method.idempotent:
                     raise UnavailableError(f"{method.path} may have run: {error}", may_have_run=True) from None
-                if retries == self._settings.retries:
+                if retries >= self._policy.settings.retries:
                     raise UnavailableError(f"{method.path}, tried {retries + 1} times: {error}") from None
                 await asyncio.sleep(_pause(RETRY, retries))
                 retries += 1
@@ -157,6 +157,8 @@ class _Pool:
             usable = [(each, connection) for each, connection in usable if connection.usable]
             fit = [pair for pair in usable if pair[0].ejected_until <= now]
             if best := [pair for pair in fit if pair[0] not in tried] or fit or usable:
+                first = min(each.instance.priority for each, _ in best)
+                best = [pair for pair in best if pair[0].instance.priority == first]
                 self._turn += 1
                 return best[self._turn % len(best)]
             if self._known and not self._members:
@@ -165,7 +167,7 @@ class _Pool:
 
     def _count_failure(self, member: "_Member") -> None:
         """Eject an instance that has only failed of late, unless too many are ejected already."""
-        settings, now = self._settings, time.monotonic()
+        settings, now = self._policy.settings, time.monotonic()
         member.failures += 1
         if member.failures < OUTLIER or member.ejected_until > now or not settings.failure_percent:
             return

@@ -6,7 +6,7 @@ All methods block, and are safe to call from any thread.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -21,6 +21,14 @@ class RegistryUnavailableError(RegistryError):
 
 class DuplicateInstanceError(RegistryError):
     """Another instance that is alive is registered under the same id."""
+
+    @classmethod
+    def of(cls, instance_id: str, name: str, target: str) -> Self:
+        """Return the error that says who the id belongs to."""
+        return cls(
+            f"instance id {instance_id!r} belongs to an instance of {name!r} at {target}, which is alive: "
+            f"give each instance an id of its own"
+        )
 
 
 def target(address: str, port: int) -> str:
@@ -44,6 +52,8 @@ class Instance:
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
     weight: int = 1
     datacenter: str = ""
+    priority: int = 0
+    """The registry's to say: those with a higher number are called only while none with a lower one can be."""
     passing: bool = True
     """Whether it passed its checks when looked up. In a registration, only a registry without checks reads this."""
 
@@ -136,17 +146,47 @@ class Registry(Protocol):
         Raises `RegistryUnavailableError` when no server could be asked.
         """
 
-    def instances(self, name: str, tag: str = "") -> tuple[Instance, ...]:
-        """Return the instances of a service that pass their checks now, by id; with a tag, those that have it."""
+    def instances(
+        self, name: str, tag: str = "", *, failing: bool = False, certain: bool = False
+    ) -> tuple[Instance, ...]:
+        """Return the instances of a service that pass their checks now, by id; with a tag, those that have it.
+
+        With `failing` also those that do not pass, which say so in `passing`. With `certain` what the registry as a
+        whole holds true, not one of its servers that may be behind: raises `RegistryUnavailableError` where nobody can
+        say that, as in a cluster without a leader.
+        """
 
     def services(self) -> tuple[str, ...]:
         """Return the names of the services that have a registration, passing or not, in alphabetical order."""
 
+    def diagnose(self) -> tuple[str, ...]:
+        """Return what is wrong with the registry itself, a sentence for each thing; nothing when it is well.
+
+        Takes a few seconds when servers do not answer, and raises nothing.
+        """
+
     def watch(self, name: str, tag: str = "", *, failing: bool = False) -> Watch[tuple[Instance, ...]]:
-        """Follow what `instances` returns; with `failing` also those that do not pass, which say so in `passing`."""
+        """Follow what `instances` returns."""
 
     def watch_services(self, tag: str = "") -> Watch[tuple[str, ...]]:
         """Follow what `services` returns; with a tag, the names of those that have a registration with it."""
 
     def __str__(self) -> str:
         """Say in a few words which registry this is, for error messages: `Consul at 127.0.0.1:8500`."""
+
+
+@runtime_checkable
+class Keys(Protocol):
+    """What some registries are besides: texts under keys, which look like paths."""
+
+    def keys(self, prefix: str) -> dict[str, str]:
+        """Return what is under the keys that begin like this. Raises `RegistryError`."""
+
+    def watch_keys(self, prefix: str) -> Watch[dict[str, str]]:
+        """Follow what `keys` returns."""
+
+    def put(self, key: str, text: str) -> None:
+        """Put a text under a key, in the place of another. Raises `RegistryError`."""
+
+    def delete(self, key: str) -> None:
+        """Remove a key. Harmless when it is not there. Raises `RegistryError`."""

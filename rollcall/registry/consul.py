@@ -16,12 +16,15 @@ The client is python-consul (or py-consul, its maintained fork). What it lacks i
 import json
 import logging
 import os
+import queue
 import random
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -30,6 +33,7 @@ import consul
 import consul.std
 import requests
 
+from rollcall import clocks
 from rollcall.registry import (
     Check,
     DuplicateInstanceError,
@@ -40,6 +44,7 @@ from rollcall.registry import (
     RegistryUnavailableError,
     TcpCheck,
     TtlCheck,
+    Watch,
 )
 
 T = TypeVar("T")
@@ -52,17 +57,18 @@ WATCH_WAIT = 10  # seconds; bounds how long a server that hangs can keep a watch
 REAP_AFTER = "1m"  # Consul's minimum. Until then a dead instance stays listed as critical, and is filtered out here
 BACKOFF = (0.1, 2.0)  # seconds: the first and the longest pause after no server has answered
 LISTED_WITHIN = 2.0  # seconds for an agent to pass a registration on to the cluster
-MAX_STALE = "10s"  # how far a server's answers may be behind the cluster
+LISTED_STALE = "10s"  # how far behind the cluster a server may be whose list counts as the cluster's
 LISTED_FOR = 10.0  # seconds for which a look at the cluster's list is good
 GHOST_RETRY = 2.0  # seconds between attempts to clean a server that cannot be reached
 
 
 class ConsulRegistry:
-    """A `Registry` kept by the Consul servers at `addresses`.
+    """A `Registry`, with `Keys`, kept by the Consul servers at `addresses`.
 
-    `addresses` are HOST:PORT or http(s)://HOST:PORT, of one datacenter. `token` or, re-read at each request so that it
-    can rotate, `token_file` is sent as X-Consul-Token. `ca`, `cert` and `key` are PEM files for https, which `ca` turns
-    on for addresses that do not say.
+    `addresses` are HOST:PORT or http(s)://HOST:PORT, of one datacenter. Instances are looked up there, and in the
+    datacenters that `failover` names, whose instances come after it in that order, by `Instance.priority`. `token` or,
+    re-read at each request so that it can rotate, `token_file` is sent as X-Consul-Token. `ca`, `cert` and `key` are
+    PEM files for https, which `ca` turns on for addresses that do not say.
 
         registry = ConsulRegistry(["127.0.0.1:8500"])
         registry.register(Instance(id="jq", name="queue", address="127.0.0.1", port=8999), TcpCheck())
@@ -74,6 +80,7 @@ class ConsulRegistry:
         self,
         addresses: Sequence[str] = ("127.0.0.1:8500",),
         *,
+        failover: Sequence[str] = (),
         token: str = "",
         token_file: str = "",
         ca: str = "",
@@ -84,6 +91,7 @@ class ConsulRegistry:
             raise ValueError("expected at least one address of a Consul server, such as 127.0.0.1:8500; found none")
         self._uris = [_base_uri(address, https=bool(ca)) for address in dict.fromkeys(addresses)]
         self._credentials = (token, token_file, ca, cert, key)
+        self._datacenters = ("", *dict.fromkeys(failover))  # the servers' own first
         self._servers = self._connect()
         self._preferred = random.choice(self._servers)  # noqa: S311 (spreads load, guards nothing)
         self._homes: dict[str, _Home] = {}
@@ -127,9 +135,7 @@ class ConsulRegistry:
             return False
         home.content = found["ContentHash"]
         if (found["Address"], found["Port"]) != (instance.address, instance.port):
-            raise DuplicateInstanceError(
-                _duplicate(instance.id, found["Service"], f"{found['Address']}:{found['Port']}")
-            )
+            raise DuplicateInstanceError.of(instance.id, found["Service"], f"{found['Address']}:{found['Port']}")
         return True
 
     def deregister(self, instance_id: str) -> None:
@@ -149,22 +155,73 @@ class ConsulRegistry:
         if all(errors):
             raise _unavailable([error for error in errors if error])
 
-    def instances(self, name: str, tag: str = "") -> tuple[Instance, ...]:
-        return self._ask(lambda server: server.instances(name, tag))[1]
+    def instances(
+        self, name: str, tag: str = "", *, failing: bool = False, certain: bool = False
+    ) -> tuple[Instance, ...]:
+        def ask(server: _Server, datacenter: str) -> tuple[Instance, ...]:
+            if certain:
+                return server.certain_instances(name, tag, failing=failing, datacenter=datacenter)
+            return server.instances(name, tag, failing=failing, datacenter=datacenter)[1]
+
+        found: list[tuple[Instance, ...]] = []
+        for datacenter in self._datacenters:
+            try:
+                found.append(self._ask(partial(ask, datacenter=datacenter)))
+            except RegistryError as error:
+                if certain or not datacenter:
+                    raise
+                log.warning("what is registered in %s is left out: %s", datacenter, error)
+                found.append(())
+        return _by_priority(found)
 
     def services(self) -> tuple[str, ...]:
         return self._ask(lambda server: server.names())[1]
 
+    def diagnose(self) -> tuple[str, ...]:
+        with ThreadPoolExecutor(len(self._servers)) as pool:
+            found = list(pool.map(_Server.diagnose, self._servers))
+        problems = [problem for each in found for problem in each.problems]
+        leaders = sorted({each.leader for each in found if each.leader})
+        if len(leaders) > 1:
+            problems.append(
+                f"Consul's servers follow different leaders ({', '.join(leaders)}): expected one; either the network "
+                f"between them is parted, or they are not of one cluster"
+            )
+        return tuple(problems)
+
     # A watch has connections of its own: its queries hang on them for seconds.
 
-    def watch(self, name: str, tag: str = "", *, failing: bool = False) -> "ConsulWatch[tuple[Instance, ...]]":
-        def ask(server: _Server, index: int) -> tuple[int, tuple[Instance, ...]]:
-            return server.instances(name, tag, index, failing=failing)
+    def watch(self, name: str, tag: str = "", *, failing: bool = False) -> Watch[tuple[Instance, ...]]:
+        def ask(server: _Server, index: int, datacenter: str) -> tuple[int, tuple[Instance, ...]]:
+            return server.instances(name, tag, index, failing=failing, datacenter=datacenter)
 
-        return ConsulWatch(self._connect(), repr(name), ask)
+        watches = [
+            ConsulWatch(
+                self._connect(),
+                f"{name!r} in {datacenter}" if datacenter else repr(name),
+                partial(ask, datacenter=datacenter),
+            )
+            for datacenter in self._datacenters
+        ]
+        return _PriorityWatch(watches) if len(watches) > 1 else watches[0]
 
     def watch_services(self, tag: str = "") -> "ConsulWatch[tuple[str, ...]]":
         return ConsulWatch(self._connect(), "the names of services", lambda server, index: server.names(tag, index))
+
+    def keys(self, prefix: str) -> dict[str, str]:
+        return self._ask(lambda server: server.keys(prefix))[1]
+
+    def watch_keys(self, prefix: str) -> Watch[dict[str, str]]:
+        def ask(server: _Server, index: int) -> tuple[int, dict[str, str]]:
+            return server.keys(prefix, index)
+
+        return ConsulWatch(self._connect(), f"the keys under {prefix}", ask)
+
+    def put(self, key: str, text: str) -> None:
+        self._ask(lambda server: server.http.put(_done, _key_path(key), data=text.encode()))
+
+    def delete(self, key: str) -> None:
+        self._ask(lambda server: server.http.delete(_done, _key_path(key)))
 
     def _connect(self) -> "list[_Server]":
         return [_Server(uri, *self._credentials) for uri in self._uris]
@@ -186,7 +243,7 @@ class ConsulRegistry:
         for name in {instance.name, *server.names_of(instance.id)}:
             for holder in server.instances(name)[1]:
                 if holder.id == instance.id and holder.target != instance.target:
-                    raise DuplicateInstanceError(_duplicate(instance.id, name, holder.target))
+                    raise DuplicateInstanceError.of(instance.id, name, holder.target)
 
     def _clean(self, instance_id: str) -> None:
         """Remove the id from servers that are not its home: it may have been there before, or come back with them."""
@@ -217,6 +274,11 @@ class ConsulWatch(Generic[T]):
     """A `Watch` by blocking queries: Consul holds each question until the answer changes.
 
     `ask` puts the question to a server: with an index, for what there is once that is no longer the newest.
+
+    A server that follows no leader answers from what it knew before, for as long as it is left out of the cluster. So
+    it is believed only by a watch that knows nothing yet, and only when all the others are no better. (Consul's
+    max_stale is no guard: a blocking query is answered from a view that does not know its age, and where nothing
+    younger is to be had, the one who knows nothing had better take what there is.)
     """
 
     def __init__(self, servers: "list[_Server]", what: str, ask: Callable[["_Server", int], tuple[int, T]]) -> None:
@@ -227,20 +289,29 @@ class ConsulWatch(Generic[T]):
         random.shuffle(self._servers)
         index, failures = 0, 0
         seen: T | None = None
+        doubtful: list[tuple[int, T]] = []  # what servers without a leader have answered, at which index
         while not self._closed.is_set():
             try:
                 answer, found = self._ask(self._servers[0], index)
+                if seen is None:
+                    doubtful.append((answer, found))
+                self._servers[0].need_leader()
             except RegistryError as error:
                 self._servers.append(self._servers.pop(0))
                 index = 0  # of the next server, or the next cluster, nothing is known
                 failures += 1
                 if failures == len(self._servers):  # said once, until an answer comes
-                    log.warning("%s: no server answers a watch on %s; keeping what is known", error, self._what)
+                    log.warning("%s: no server can be believed about %s; keeping what is known", error, self._what)
+                if doubtful and failures % len(self._servers) == 0 and not self._closed.is_set():
+                    _, seen = max(doubtful, key=lambda each: each[0])  # the one that was left out last
+                    doubtful.clear()
+                    yield seen
                 rounds = failures // len(self._servers)
                 if rounds:
                     self._closed.wait(min(BACKOFF[0] * 2 ** min(rounds, 10), BACKOFF[1]) * random.uniform(0.5, 1))  # noqa: S311
                 continue
             failures = 0
+            doubtful.clear()
             # An index that goes backwards is of a cluster that was rebuilt; one to ask from must be above 0.
             # https://developer.hashicorp.com/consul/api-docs/features/blocking
             index = 0 if answer < index else max(answer, 1)
@@ -250,6 +321,44 @@ class ConsulWatch(Generic[T]):
 
     def close(self) -> None:
         self._closed.set()
+
+
+class _PriorityWatch:
+    """A `Watch` on several datacenters: the instances of each as it has told them last, the first one's before others.
+
+    There is nothing to tell until the first has answered, however soon the others have.
+    """
+
+    def __init__(self, watches: Sequence[ConsulWatch[tuple[Instance, ...]]]) -> None:
+        self._watches = watches
+        self._news: queue.SimpleQueue[tuple[int, tuple[Instance, ...]] | None] = queue.SimpleQueue()
+
+    def __iter__(self) -> Iterator[tuple[Instance, ...]]:
+        for place in range(len(self._watches)):
+            threading.Thread(target=self._follow, args=(place,), name=f"datacenter {place}", daemon=True).start()
+        known: list[tuple[Instance, ...] | None] = [None for _ in self._watches]
+        while news := self._news.get():
+            place, known[place] = news
+            if known[0] is not None:
+                yield _by_priority([each or () for each in known])
+
+    def _follow(self, place: int) -> None:
+        for found in self._watches[place]:
+            self._news.put((place, found))
+
+    def close(self) -> None:
+        for watch in self._watches:
+            watch.close()
+        self._news.put(None)
+
+
+def _by_priority(groups: Sequence[tuple[Instance, ...]]) -> tuple[Instance, ...]:
+    """Return the instances of all these groups, each once, with the place of its first group as its priority."""
+    found: dict[tuple[str, str], Instance] = {}
+    for place, group in enumerate(groups):  # the own datacenter may be among the others, too
+        for each in group:
+            found.setdefault((each.id, each.target), replace(each, priority=place))
+    return tuple(found.values())
 
 
 class _Http(consul.std.HTTPClient):  # type: ignore[misc]
@@ -270,14 +379,20 @@ class _Http(consul.std.HTTPClient):  # type: ignore[misc]
         query = urlencode(params or [])
         return f"{self.base_uri}{path.replace(' ', '%20')}{'&' if '?' in path else '?'}{query}"
 
-    def get(self, callback: Callable[[Any], T], path: str, params: Any = None, **_: Any) -> T:
-        if path.startswith(("/v1/health/", "/v1/catalog/")):
-            # Any server may answer, with or without a leader: while one is elected, discovery goes on.
-            params = [*(params or []), ("stale", ""), ("max_stale", MAX_STALE)]
+    def get(self, callback: Callable[[Any], T], path: str, params: Any = None, *, certain: bool = False, **_: Any) -> T:
+        if certain:  # said, because the default may have been set to another by the server's discovery_max_stale
+            params = [*(params or []), ("consistent", "")]
+        elif path.startswith(("/v1/health/", "/v1/catalog/")) and "dc" not in dict(params or ()):
+            # Any server may answer, with or without a leader: while one is elected, discovery goes on. Not so for
+            # another datacenter, of whose servers we cannot know whether they follow one (`need_leader`).
+            params = [*(params or []), ("stale", "")]
         return self._send("GET", callback, path, params)
 
     def put(self, callback: Callable[[Any], T], path: str, params: Any = None, data: Any = "", **_: Any) -> T:
         return self._send("PUT", callback, path, params, data)
+
+    def delete(self, callback: Callable[[Any], T], path: str, params: Any = None, **_: Any) -> T:
+        return self._send("DELETE", callback, path, params)
 
     def _send(self, method: str, callback: Callable[[Any], T], path: str, params: Any, data: Any = "") -> T:
         held = float(dict(params or ()).get("wait", "0s").rstrip("s"))
@@ -354,21 +469,34 @@ class _Server(consul.Consul):  # type: ignore[misc]
         return int(answer), tuple(sorted(name for name in tags if not tag or tag in tags[name]))
 
     def instances(
-        self, name: str, tag: str = "", index: int = 0, *, failing: bool = False
+        self, name: str, tag: str = "", index: int = 0, *, failing: bool = False, datacenter: str = ""
     ) -> tuple[int, tuple[Instance, ...]]:
         """Return the instances of a service that pass, with `failing` the others as well; at which index."""
         answer, entries = self.health.service(
-            quote(name, safe=""), index=index or None, wait=f"{WATCH_WAIT}s", passing=not failing, tag=tag or None
+            quote(name, safe=""),
+            index=index or None,
+            wait=f"{WATCH_WAIT}s",
+            passing=not failing,
+            tag=tag or None,
+            dc=datacenter or None,
         )
-        # After a move between servers an id can show twice. One that passes is the true one; of such, the later.
-        entries.sort(key=lambda entry: (_passes(entry), entry["Service"]["CreateIndex"]))
-        newest = {}
-        for entry in entries:
-            try:
-                newest[entry["Service"]["ID"]] = _instance(entry)
-            except ValueError as error:  # others may register what cannot be called: without a port, say
-                log.warning("left out: %s", error)
-        return int(answer), tuple(newest[id_] for id_ in sorted(newest))
+        return int(answer), _instances(entries)
+
+    def certain_instances(self, name: str, tag: str, *, failing: bool, datacenter: str) -> tuple[Instance, ...]:
+        """Return the same as the leader has it; raise RegistryUnavailableError when this server finds none."""
+        asked = {"passing": "" if failing else "1", "tag": tag, "dc": datacenter}
+        params = [(key, value) for key, value in asked.items() if value]
+        path = f"/v1/health/service/{quote(name, safe='')}"
+        return _instances(self.http.get(_list, path, params=params, certain=True))
+
+    def held(self, name: str) -> set[tuple[str, str]]:
+        """Return which node holds which instance of a service, as the cluster lists it.
+
+        Raises RegistryUnavailableError when this server has not heard of the cluster for long.
+        """
+        path, params = f"/v1/health/service/{quote(name, safe='')}", [("max_stale", LISTED_STALE)]
+        found = self.http.get(_list, path, params=params)
+        return {(entry["Node"]["Node"], entry["Service"]["ID"]) for entry in found}
 
     def names_of(self, instance_id: str) -> set[str]:
         """Return the names of the services that have a passing instance under this id, on whichever server."""
@@ -391,9 +519,45 @@ class _Server(consul.Consul):  # type: ignore[misc]
         checks = self.http.get(_json, "/v1/agent/checks", params=[("filter", _is_of(instance_id))])
         return next((str(check["Node"]) for check in (checks or {}).values()), "")
 
+    def keys(self, prefix: str, index: int = 0) -> tuple[int, dict[str, str]]:
+        """Return what is under the keys that begin like this, as the leader has it; at which index."""
+        params = [("recurse", ""), *([("index", index), ("wait", f"{WATCH_WAIT}s")] if index else [])]
+        found: tuple[int, dict[str, str]] = self.http.get(_texts, _key_path(prefix), params)
+        return found
+
+    def need_leader(self) -> None:
+        """Raise RegistryUnavailableError unless this server follows a leader, or is it."""
+        if not self.status.leader():
+            raise RegistryUnavailableError(f"{self}: there is no leader")
+
+    def diagnose(self) -> "_Diagnosis":
+        """Say what is wrong with this server, as far as it can be seen from here."""
+        asked = time.time()
+        try:
+            leader, ahead = self.http.get(
+                lambda answer: (json.loads(answer.body), clocks.apart(answer.headers["Date"], asked, time.time())),
+                "/v1/status/leader",
+            )
+        except RegistryError as error:
+            return _Diagnosis("", (f"{error}; expected a Consul server there",))
+        problems = [clocks.complaint(str(self), ahead)]
+        if not leader:
+            problems.append(
+                f"{self} follows no leader: expected more than half of Consul's servers to run, and to reach each other"
+            )
+        return _Diagnosis(leader or "", tuple(filter(None, problems)))
+
     def deregister(self, instance_id: str) -> None:
         """Remove an id from this server's agent. Harmless when it is not there."""
         self.agent.service.deregister(quote(instance_id, safe=""))
+
+
+@dataclass(frozen=True)
+class _Diagnosis:
+    """What a server is found to be like."""
+
+    leader: str
+    problems: tuple[str, ...]
 
 
 @dataclass
@@ -428,9 +592,7 @@ class _Home:
     def listed(self, instance: Instance) -> bool:
         """Say whether the cluster's list has what this server's agent has."""
         if time.monotonic() >= self._listed_until:
-            _, entries = self.server.health.service(quote(instance.name, safe=""))
-            held = {(entry["Node"]["Node"], entry["Service"]["ID"]) for entry in entries}
-            if (self.node, instance.id) not in held:
+            if (self.node, instance.id) not in self.server.held(instance.name):
                 return False
             self._listed_until = time.monotonic() + LISTED_FOR
         return True
@@ -450,9 +612,27 @@ def _json(response: Any) -> Any:
     return None if response.code == 404 else json.loads(response.body)  # noqa: PLR2004
 
 
+def _list(response: Any) -> list[Any]:
+    """Return the list that is the answer. Raises ValueError for another, and where there is nothing."""
+    found = json.loads(response.body)
+    if response.code != 200 or not isinstance(found, list):  # noqa: PLR2004
+        raise ValueError(f"expected a list, found {response.body[:100]!r}")
+    return found
+
+
+def _texts(response: Any) -> tuple[int, dict[str, str]]:
+    """Return the texts that an answer has by their keys, at its index."""
+    found = {each["Key"]: b64decode(each["Value"] or "").decode(errors="replace") for each in _json(response) or ()}
+    return int(response.headers["X-Consul-Index"]), found
+
+
+def _key_path(key: str) -> str:
+    return f"/v1/kv/{quote(key)}"
+
+
 def _done(response: Any) -> None:
     if response.code == 404:  # noqa: PLR2004
-        raise ValueError("404 to a registration")
+        raise ValueError("404 to what should be done")
 
 
 def _base_uri(address: str, *, https: bool) -> str:
@@ -506,6 +686,19 @@ def _passes(entry: Mapping[str, Any]) -> bool:
     return all(check["Status"] == "passing" for check in entry["Checks"])
 
 
+def _instances(entries: list[Any]) -> tuple[Instance, ...]:
+    """Return the instances that Consul lists, by id."""
+    # After a move between servers an id can show twice. One that passes is the true one; of such, the later.
+    entries.sort(key=lambda entry: (_passes(entry), entry["Service"]["CreateIndex"]))
+    newest = {}
+    for entry in entries:
+        try:
+            newest[entry["Service"]["ID"]] = _instance(entry)
+        except ValueError as error:  # others may register what cannot be called: without a port, say
+            log.warning("left out: %s", error)
+    return tuple(newest[id_] for id_ in sorted(newest))
+
+
 def _instance(entry: Mapping[str, Any]) -> Instance:
     service, node = entry["Service"], entry["Node"]
     meta = dict(service["Meta"] or {})
@@ -520,13 +713,6 @@ def _instance(entry: Mapping[str, Any]) -> Instance:
         weight=service["Weights"]["Passing"],
         datacenter=node["Datacenter"],
         passing=_passes(entry),
-    )
-
-
-def _duplicate(instance_id: str, name: str, target: str) -> str:
-    return (
-        f"instance id {instance_id!r} belongs to an instance of {name!r} at {target}, which is alive: "
-        f"give each instance an id of its own"
     )
 
 

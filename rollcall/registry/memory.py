@@ -10,10 +10,11 @@ T = TypeVar("T")
 
 
 class MemoryRegistry:
-    """A `Registry` that lives and dies with the process."""
+    """A `Registry`, with `Keys`, that lives and dies with the process."""
 
     def __init__(self) -> None:
         self._instances: dict[str, Instance] = {}
+        self._keys: dict[str, str] = {}
         self.changed = threading.Condition()
 
     def register(self, instance: Instance, check: Check, *, passing: bool = False) -> None:  # noqa: ARG002 (the contract's)
@@ -37,20 +38,44 @@ class MemoryRegistry:
             self._instances.pop(instance_id, None)
             self.changed.notify_all()
 
-    def instances(self, name: str, tag: str = "") -> tuple[Instance, ...]:
-        return tuple(each for each in self._registered(tag) if each.name == name and each.passing)
+    def instances(
+        self,
+        name: str,
+        tag: str = "",
+        *,
+        failing: bool = False,
+        certain: bool = False,  # noqa: ARG002 (it always is)
+    ) -> tuple[Instance, ...]:
+        return tuple(each for each in self._registered(tag) if each.name == name and (failing or each.passing))
 
     def services(self) -> tuple[str, ...]:
         return self._names("")
 
-    def watch(self, name: str, tag: str = "", *, failing: bool = False) -> "MemoryWatch[tuple[Instance, ...]]":
-        def now() -> tuple[Instance, ...]:
-            return tuple(each for each in self._registered(tag) if each.name == name and (failing or each.passing))
+    def diagnose(self) -> tuple[str, ...]:
+        return ()
 
-        return MemoryWatch(self.changed, now)
+    def watch(self, name: str, tag: str = "", *, failing: bool = False) -> "MemoryWatch[tuple[Instance, ...]]":
+        return MemoryWatch(self.changed, lambda: self.instances(name, tag, failing=failing))
 
     def watch_services(self, tag: str = "") -> "MemoryWatch[tuple[str, ...]]":
         return MemoryWatch(self.changed, lambda: self._names(tag))
+
+    def keys(self, prefix: str) -> dict[str, str]:
+        with self.changed:
+            return {key: text for key, text in sorted(self._keys.items()) if key.startswith(prefix)}
+
+    def watch_keys(self, prefix: str) -> "MemoryWatch[dict[str, str]]":
+        return MemoryWatch(self.changed, lambda: self.keys(prefix))
+
+    def put(self, key: str, text: str) -> None:
+        with self.changed:
+            self._keys[key] = text
+            self.changed.notify_all()
+
+    def delete(self, key: str) -> None:
+        with self.changed:
+            self._keys.pop(key, None)
+            self.changed.notify_all()
 
     def __str__(self) -> str:
         return "the registry in memory"

@@ -1,4 +1,4 @@
-"""Services that answer HTTP and WebSockets by an ASGI application. Needs `pip install rollcall[web]`.
+"""Services that answer HTTP and WebSockets by an ASGI application. Needs `pip install rollcall-chassis[web]`.
 
 @asynccontextmanager
 async def app(settings):

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEAD = 64 * 1024  # most bytes of a request's headers, or of anything else that is not its body
-FIRST = 0.5  # seconds that a client has to send its first request to an instance that goes
 HOP = (b"connection", b"upgrade", b"http2-settings")
 IDLE = 75.0  # seconds that a connection may be quiet between two requests
 FIRST = 1.0  # seconds that a client which has connected has to begin a request, once no more clients are taken
@@ -188,10 +187,6 @@ class Connection(HttpToolsProtocol):
             elif b"close" in value.lower():
                 lines.append(b"connection: close")
         return b"\r\n".join(lines) + b"\r\n\r\n"
-
-    def _close_if_quiet(self) -> None:
-        if self._quiet:
-            self.transport.close()
 
     @property
     def _quiet(self) -> bool:

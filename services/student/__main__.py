@@ -16,7 +16,7 @@ async def student(settings: StudentSettings) -> AsyncIterator[Student]:
     """Open what the service stands on, the store and the channel to sum, for as long as it runs."""
     async with (
         Store(settings.database, settings.database_password_file) as store,
-        rollcall.dial("sum", registry=settings.registry()) as channel,
+        rollcall.dial("sum", registry=settings.open_registry()) as channel,
     ):
         yield Student(store, sum_pb2_grpc.SumServiceStub(channel))
 

@@ -1,7 +1,9 @@
 """What the Consul registry promises beyond the contract of every registry: checks, tokens, TLS, servers in trouble."""
 
 import json
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -9,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,7 @@ from rollcall.registry.consul import ConsulRegistry
 from tests.waiting import Following, eventually, free_port
 
 CHECK = TtlCheck(60)
-Question = Callable[[ConsulRegistry], Watch[tuple[object, ...]]]
+Question = Callable[[ConsulRegistry], Watch[Any]]
 
 
 def an_instance(name: str, port: int = 1) -> Instance:
@@ -281,7 +284,12 @@ def names(registry: ConsulRegistry) -> Watch[tuple[object, ...]]:
     return registry.watch_services()
 
 
-@pytest.mark.parametrize("question", [consul_itself, names])
+def keys(registry: ConsulRegistry) -> Watch[dict[str, str]]:
+    registry.put("hangs/key", "text")
+    return registry.watch_keys("hangs/")
+
+
+@pytest.mark.parametrize("question", [consul_itself, names, keys])
 def test_a_watch_moves_on_from_a_server_that_hangs(cluster: Cluster, question: Question) -> None:
     with hanging() as address:
         watch = question(ConsulRegistry([address, cluster.addresses[0]]))
@@ -298,7 +306,91 @@ def questions(registry: ConsulRegistry) -> list[Callable[[], object]]:
         lambda: registry.instances("sum"),
         lambda: registry.register(an_instance("sum"), CHECK),
         lambda: registry.deregister("sum-1"),
+        lambda: registry.keys("a/"),
+        lambda: registry.put("a/b", "c"),
+        lambda: registry.delete("a/b"),
     ]
+
+
+AGES = 10  # seconds; much longer than an election takes
+
+
+def seconds_apart(address: str) -> float:
+    """Return for how long this server has not heard from a leader."""
+    answer = requests.get(f"http://{address}/v1/catalog/services?stale", timeout=5)
+    return int(answer.headers["X-Consul-LastContact"]) / 1000
+
+
+def test_without_a_leader_nothing_is_certain_and_what_is_known_is_all_there_is(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = ConsulRegistry(cluster.addresses)
+    instance = an_instance("leaderless")
+    holder = ConsulRegistry(cluster.addresses[2:])  # the one that stays, or its list would say that the holder is ill
+    holder.register(instance, CHECK)
+    eventually("that one has heard of it", passes(holder, instance.name))
+
+    def certain() -> bool:
+        try:
+            return bool(registry.instances(instance.name, certain=True))
+        except RegistryUnavailableError:
+            return False
+
+    assert certain()
+    for n in (1, 2):
+        cluster.server(n).kill()
+    last = f"http://{cluster.addresses[2]}/v1/status/leader"
+    eventually("the last one has noticed", lambda: requests.get(last, timeout=5).json() == "", 20)
+    assert not certain()
+    eventually("what it knows is old by its own account", lambda: seconds_apart(cluster.addresses[2]) > AGES, 30)
+    watch = registry.watch(instance.name)
+    with Following(watch, watch.close) as watched:
+        watched.until(
+            "one who knows nothing takes what there is", lambda seen: [each.id for each in seen] == [instance.id]
+        )
+    cluster.server(3).signal(signal.SIGSTOP)
+    caplog.clear()
+    watch = registry.watch(instance.name)
+    with Following(watch, watch.close) as watched:
+        eventually("nobody has answered, in more than one round", lambda: "no server can be believed" in caplog.text)
+        cluster.server(3).signal(signal.SIGCONT)
+        watched.until("it is taken later as well", lambda seen: [each.id for each in seen] == [instance.id])
+    for n in (1, 2):
+        cluster.start_server(n)
+    eventually("they have a leader again", certain, 30)
+    holder.deregister(instance.id)
+
+
+def test_a_server_that_is_left_out_of_the_cluster_is_not_believed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when all have gone at once: those that are back first may let another in a minute later only."""
+    leader = cluster.wait_for_leader()
+    out = leader % len(SERVERS) + 1
+    others = [address for n, address in zip(SERVERS, cluster.addresses, strict=True) if n != out]
+    left_out = ConsulRegistry([cluster.addresses[out - 1]])
+    one, other = an_instance("left"), replace(an_instance("left", port=2), id="left-2")
+    registry = ConsulRegistry(others)
+    registry.register(one, CHECK)
+    eventually("all know it", passes(left_out, one.name))
+    node = requests.get(f"http://{cluster.addresses[out - 1]}/v1/agent/self", timeout=5).json()["Config"]["NodeID"]
+    peer = f"http://{cluster.addresses[leader - 1]}/v1/operator/raft/peer?id={node}"
+    requests.delete(peer, timeout=5).raise_for_status()
+    alone = f"http://{cluster.addresses[out - 1]}/v1/status/leader"
+    eventually("it knows no leader", lambda: requests.get(alone, timeout=5).json() == "", 20)
+    registry.register(other, CHECK)
+    assert [each.id for each in left_out.instances(one.name)] == [one.id], "it should be behind, or this shows nothing"
+    with pytest.raises(RegistryUnavailableError):
+        left_out.instances(one.name, certain=True)
+    monkeypatch.setattr(random, "shuffle", lambda servers: servers.sort(key=lambda each: str(each) in others))
+    watch = ConsulRegistry(cluster.addresses).watch(one.name)
+    with Following(watch, watch.close) as watched:
+        watched.until("it shows both", lambda seen: [each.id for each in seen] == [one.id, other.id])
+        assert len(watched.seen) == 1, "and has shown nothing before"
+    for instance in (one, other):
+        registry.deregister(instance.id)
+    cluster.stop_server(out)  # which lets it in at once when it is back
+    cluster.start()
 
 
 def test_without_any_server_the_error_names_each() -> None:

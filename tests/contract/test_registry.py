@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from rollcall.registry import DuplicateInstanceError, Instance, Registry, TcpCheck, TtlCheck, Watch
+from rollcall.registry import DuplicateInstanceError, Instance, Keys, Registry, TcpCheck, TtlCheck, Watch, mdns
 from rollcall.registry.consul import ConsulRegistry
+from rollcall.registry.mdns import MdnsRegistry
 from rollcall.registry.memory import MemoryRegistry
 from tests.waiting import Following, eventually, free_port
 
@@ -21,14 +22,30 @@ Open = Callable[[], Registry]
 T = TypeVar("T")
 
 
-@pytest.fixture(params=["memory", "consul"])
-def opened(request: pytest.FixtureRequest) -> Open:
-    """Return a function that opens the same registry again and again, as different processes do."""
-    if request.param == "memory":
+def opener(kind: str, request: pytest.FixtureRequest) -> Open:
+    if kind == "memory":
         memory = MemoryRegistry()
         return lambda: memory
-    cluster = request.getfixturevalue("cluster")
-    return lambda: ConsulRegistry(cluster.addresses)
+    if kind == "consul":
+        cluster = request.getfixturevalue("cluster")
+        return lambda: ConsulRegistry(cluster.addresses)
+    group = uuid.uuid4().hex
+    patch = request.getfixturevalue("monkeypatch")
+    patch.setattr(mdns, "ANNOUNCE", 0.3)  # seconds; what it takes a registry to begin follows from that
+    patch.setattr(mdns, "SETTLE", 0.4)
+
+    def open_() -> MdnsRegistry:
+        registry = MdnsRegistry(group=group)
+        request.addfinalizer(registry.close)
+        return registry
+
+    return open_
+
+
+@pytest.fixture(params=["memory", "consul", "mdns"])
+def opened(request: pytest.FixtureRequest) -> Open:
+    """Return a function that opens the same registry again and again, as different processes do."""
+    return opener(request.param, request)
 
 
 @pytest.fixture
@@ -74,6 +91,24 @@ def test_what_is_registered_is_found_with_all_its_fields(registry: Registry) -> 
     )
     registry.register(instance, CHECK)
     eventually("it is found", listed(registry, instance))
+
+
+def test_what_is_certain_is_what_is_listed(registry: Registry) -> None:
+    instance = an_instance(tags=("t",))
+    ill = replace(an_ill_instance(), name=instance.name, id=f"z-{instance.id}")
+    registry.register(instance, CHECK)
+    registry.register(ill, TcpCheck())
+
+    def ids(*tag: str, failing: bool = False) -> list[str]:
+        return [each.id for each in registry.instances(instance.name, *tag, failing=failing, certain=True)]
+
+    eventually("both are found", lambda: ids(failing=True) == [instance.id, ill.id])
+    assert ids() == [instance.id]
+    assert ids("t", failing=True) == [instance.id]
+    eventually("both are listed", lambda: len(registry.instances(instance.name, failing=True)) == 2)
+    registry.deregister(instance.id)
+    assert ids() == []
+    registry.deregister(ill.id)
 
 
 def test_least_fields(registry: Registry) -> None:
@@ -201,8 +236,10 @@ def test_confirm_is_true_while_it_stands_and_false_promptly_once_gone(registry: 
         answered.set()
 
     threading.Thread(target=hold, daemon=True).start()
+    another = opened()
+    eventually("another has heard of it", listed(another, instance))
     begun = time.monotonic()
-    opened().deregister(instance.id)
+    another.deregister(instance.id)
     assert answered.wait(5)
     assert time.monotonic() - begun < 1.5, "about a second is promised"
 
@@ -246,7 +283,7 @@ def test_those_that_fail_are_left_out_unless_a_watch_asks_for_them(registry: Reg
         watched.until("it shows both", lambda seen: shown(seen) == (ill, other))
         tagged.until("it shows the one with the tag", lambda seen: shown(seen) == (ill,))
         passing.until("it shows the one that passes", lambda seen: shown(seen) == (other,))
-        assert listed(registry, other)()
+        eventually("it is listed alone", listed(registry, other))  # another server may be a moment behind
         registry.register(well, CHECK)
         watched.until("it shows that both pass", lambda seen: shown(seen) == (well, other))
         passing.until("it shows both", lambda seen: shown(seen) == (well, other))
@@ -309,6 +346,54 @@ def test_services_are_listed_in_alphabetical_order(registry: Registry) -> None:
     names = {instance.name for instance in instances}
     eventually("all are listed", lambda: names <= set(registry.services()))
     assert list(registry.services()) == sorted(registry.services())
+
+
+@pytest.fixture(params=["memory", "consul"])
+def kept(request: pytest.FixtureRequest) -> Keys:
+    found = opener(request.param, request)()
+    assert isinstance(found, Keys)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", ["", "7", "two words", "點\n\0", "a" * 100_000])
+def test_what_is_put_under_a_key_is_found_there(kept: Keys, name: str, text: str) -> None:
+    key = f"{uuid.uuid4()}/{name}"
+    kept.put(key, "another")
+    kept.put(key, text)
+    assert kept.keys(key) == {key: text}
+    kept.delete(key)
+    kept.delete(key)  # harmless
+    assert kept.keys(key) == {}
+
+
+def test_keys_are_found_by_how_they_begin(kept: Keys) -> None:
+    root = str(uuid.uuid4())
+    for key in ("a/b", "a/c/d", "ab", "b"):
+        kept.put(f"{root}/{key}", key)
+    assert list(kept.keys(f"{root}/a/").values()) == ["a/b", "a/c/d"]
+    assert list(kept.keys(f"{root}/a").values()) == ["a/b", "a/c/d", "ab"]
+    for key in ("a/b", "a/c/d", "ab", "b"):
+        kept.delete(f"{root}/{key}")
+
+
+def test_keys_are_watched(kept: Keys) -> None:
+    root = f"{uuid.uuid4()}/"
+    with following(kept.watch_keys(root)) as watched:
+        watched.until("it begins with none", lambda seen: seen == {})
+        kept.put(f"{root}a", "1")
+        watched.until("one is there", lambda seen: seen == {f"{root}a": "1"})
+        kept.put(f"{root}a", "2")
+        watched.until("it is another", lambda seen: seen == {f"{root}a": "2"})
+        kept.put(f"{root}b", "3")
+        kept.delete(f"{root}a")
+        watched.until("one has taken the other's place", lambda seen: seen == {f"{root}b": "3"})
+        kept.delete(f"{root}b")
+        watched.until("none is there", lambda seen: seen == {})
+    with following(kept.watch_keys(root)) as watched:
+        kept.put(f"{root}a", "1")
+        watched.until("it is told", lambda seen: seen == {f"{root}a": "1"})
+        kept.delete(f"{root}a")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import requests
 
 import rollcall
 from deploy.local import process
-from deploy.local.cluster import SERVERS, Cluster
+from deploy.local.cluster import Cluster
 from deploy.local.guard import Guard
 from rollcall import jsonrpc
 
@@ -29,6 +29,9 @@ ROOT = Path(__file__).parents[2]
 
 CALLERS = 16
 CALLS = 2000
+SYNC_SECONDS = 130.0
+"""What a Consul agent could not tell its leader, as there was none just then, it tells within two minutes: its interval
+for that is one, and up to one more by chance (https://developer.hashicorp.com/consul/docs/concept/consistency)."""
 PACE = 0.01  # seconds between two calls of one caller: leaves the machine's cores to those that are called
 
 
@@ -49,8 +52,12 @@ class Fleet:
 
     def __init__(self, run: Path, cluster: Cluster, guard: Guard) -> None:
         self.run, self.cluster, self.guard = run, cluster, guard
-        self.environment = {**os.environ, "ROLLCALL_CONSUL": ",".join(cluster.addresses)}
-        self.registry = rollcall.ConsulRegistry(cluster.addresses)
+        self.environment = {
+            **os.environ,
+            "ROLLCALL_CONSUL": ",".join(cluster.entrance),
+            "ROLLCALL_CONSUL_FAILOVER": ",".join(cluster.others),
+        }
+        self.registry: rollcall.Registry = rollcall.ConsulRegistry(cluster.entrance, failover=list(cluster.others))
         self._programs: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def start(self, instance: str, *flags: str, module: str = "") -> None:
@@ -88,19 +95,46 @@ class Fleet:
         return found
 
     def passing(self, name: str) -> set[str]:
+        """Return the ids of the instances that pass, in the datacenter of this cluster."""
         with contextlib.suppress(rollcall.RegistryError):
-            return {instance.id for instance in self.registry.instances(name)}
+            return {instance.id for instance in self.registry.instances(name) if not instance.priority}
         return set()
 
-    async def pass_all(self, name: str, count: int, seconds: float = 20.0) -> float:
+    async def pass_all(self, name: str, count: int, seconds: float = SYNC_SECONDS) -> float:
         """Wait until this many instances pass; return the seconds it took."""
-        return (await eventually(f"{count} of {name} pass", lambda: len(self.passing(name)) == count, seconds))[1]
+        begun = time.monotonic()
+        try:
+            await eventually(f"{count} of {name} pass", lambda: len(self.passing(name)) == count, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; Consul says: {await asyncio.to_thread(self.checks, name)}") from None
+        return time.monotonic() - begun
+
+    def checks(self, name: str) -> dict[str, Any]:
+        """Return what each of Consul's servers knows of a service's checks, and how its processes are."""
+        asked = f"/v1/health/checks/{name}?stale"
+        said = {
+            address: [(check["Node"], check["ServiceID"], check["Status"], check["Output"]) for check in answer]
+            if isinstance(answer, list)
+            else answer
+            for address, answer in self._ask(asked).items()
+        }
+        runs = {instance: self.runs(instance) for instance in self._programs if instance.startswith(f"{name}-")}
+        return {**said, "leader": self.cluster.leader(), "runs": runs}
+
+    def _ask(self, path: str) -> dict[str, Any]:
+        answers: dict[str, Any] = {}
+        for address in self.cluster.addresses:
+            try:
+                answers[address] = requests.get(f"http://{address}{path}", timeout=2).json()
+            except requests.RequestException as error:
+                answers[address] = type(error).__name__
+        return answers
 
     def close(self) -> None:
         """Leave neither processes behind nor registrations, which the next test on this cluster would find."""
         for instance in self._programs:
             self.process(instance).kill()
-        for n in SERVERS:  # one that a test has stopped would come back with what was registered on it
+        for n in self.cluster.ports:  # one that a test has stopped would come back with what was registered on it
             self.cluster.server(n).signal(Signals.SIGCONT)
             self.cluster.start_server(n)
         self.cluster.wait_for_leader()

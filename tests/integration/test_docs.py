@@ -69,7 +69,8 @@ def test_what_is_typed(environment: dict[str, str], console: str) -> None:
         debian.install("curl")
         if not shutil.which("curl"):
             pytest.skip("no curl on PATH, and it could not be installed here as Debian's package curl")
-    typed = here(environment, "\n".join(re.findall(r"^\$ (.*)", console, re.MULTILINE)))
+    console = here(environment, console)
+    typed = "\n".join(re.findall(r"^\$ (.*)", console, re.MULTILINE))
     expected = re.findall(r"^(?!\$ )(.*\n)", console, re.MULTILINE)
     with subprocess.Popen(
         ["bash", "-c", typed], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -83,8 +84,9 @@ def test_what_is_typed(environment: dict[str, str], console: str) -> None:
 
 
 def here(environment: dict[str, str], text: str) -> str:
-    """Return what is shown with the gateway's first instance where it is in this test."""
-    return text.replace(":8541", f":{int(environment['CONSUL_HTTP_PORT']) + GATEWAY}")
+    """Return what is shown with Consul and the gateway's first instance where they are in this test."""
+    port = int(environment["CONSUL_HTTP_PORT"])
+    return text.replace(":8541", f":{port + GATEWAY}").replace(":8500", f":{port}")
 
 
 def alike(line: str) -> str:

@@ -473,6 +473,25 @@ def test_a_draining_gateway_ends_its_streams_with_advice(system: Fleet) -> None:
     assert socket.close_code == 1012
 
 
+def test_a_name_that_is_not_the_gateways_is_refused(gateway: Gateway) -> None:
+    """A page at a name of its own could have that lead here, and would count as the gateway's."""
+    for host, status in (("evil.example:8541", 421), ("localhost", 200), ("[::1]:80", 200), ("127.0.0.1", 200)):
+        assert gateway.http.post("/v1/sum/Add", json={}, headers={"host": host}).status_code == status
+    with pytest.raises(InvalidStatus) as refused:
+        gateway.socket("greeter/BidiStream", additional_headers={"Host": "evil.example"})
+    assert refused.value.response.status_code in (400, 421)  # it sends two, which are no request
+
+
+def test_who_is_not_public_is_not_named_when_nobody_can_be_reached(gateway: Gateway) -> None:
+    fleet = gateway.fleet
+    fleet.kill("person-1")
+    eventually("nobody is there", lambda: gateway.post("person/Do").status_code == 503, 40)
+    problem = is_problem(gateway.post("person/Do"), 503, "UNAVAILABLE")
+    assert problem["detail"] == "no instance of the service could be reached; try again"
+    fleet.start("person-1")
+    eventually("it is back", lambda: fleet.passing("person"), 30)
+
+
 def test_browsers_are_told_to_be_strict(gateway: Gateway) -> None:
     for path in ("/", "/docs", "/openapi.json", "/nothing"):
         headers = gateway.http.get(path).headers

@@ -365,7 +365,7 @@ def test_an_instance_is_added(fleet: Fleet, report: list[str], name: str) -> Non
         await work.start(fleet)
         async with work.calling(fleet) as call, load(call) as tally:
             start(fleet, added)
-            await eventually("it is ready", lambda: "is registered" in fleet.log(added))
+            await eventually("it is ready", lambda: "is registered" in fleet.log(added), 60)
             ready = time.monotonic()
             await eventually("it is called", lambda: added in tally.first)
         took = max(0.0, tally.first[added] - ready)

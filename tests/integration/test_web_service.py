@@ -83,8 +83,9 @@ def checks(cluster: Cluster, instance: str) -> list[Any]:
 
 
 def test_it_registers_with_an_http_check_that_passes(start: Start, cluster: Cluster) -> None:
-    front = start("--tags", "public", "--drain", "0")
+    front = start("--tags", "public", "--meta", "node=worker-1", "--drain", "0")
     instance = front.registered()
+    assert instance.meta["node"] == "worker-1"
     assert front.url("") == f"http://{instance.target}"
     assert (instance.meta["protocol"], instance.tags) == ("http", ("public",))
     checked = front.url("/livez")

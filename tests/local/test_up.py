@@ -14,9 +14,10 @@ from deploy.local import process
 from deploy.local.cluster import Cluster, ports_from
 from deploy.local.guard import Guard
 from deploy.local.services import ROOT, TABLE, missing, rows
+from deploy.local.sites import ConsulSite
 from tests.up import Local, free_ports_from
 
-IDS = [instance for service in TABLE for instance in service.ids]
+IDS = [instance for service in TABLE for instance in service.ids()]
 SERVER_NAMES = ["consul-1", "consul-2", "consul-3"]
 CALLS = r"""hello\.HelloWorld\("李白"\) = "李白 你好" +answered by hello-[123]
 sum\.Add\(333, 666\) = 999 +answered by sum-[123]
@@ -133,7 +134,7 @@ def test_another_port_is_refused_while_it_runs(running: Local) -> None:
     code, _, err = running("up")
     running.env["CONSUL_HTTP_PORT"] = str(running.port)
     assert code == 1
-    assert f"Consul runs with {running.port} already" in err
+    assert f"what runs was started with CONSUL_HTTP_PORT {running.port}, not 8500: make down first" in err
 
 
 def test_a_service_that_does_not_start_is_named_with_its_log_and_the_others_run_on(running: Local) -> None:
@@ -148,14 +149,14 @@ def test_a_service_that_does_not_start_is_named_with_its_log_and_the_others_run_
 
 
 def test_down_stops_all_of_it_lets_services_deregister_and_keeps_the_data_until_purged(running: Local) -> None:
-    cluster = Cluster(running.run, ports_from(running.port), Path("consul"))
-    assert {row.health for row in rows(cluster)} == {"passing"}
+    site = ConsulSite(Cluster(running.run, ports_from(running.port), Path("consul"), abacus=1))
+    assert {row.health for row in rows(site)} == {"passing"}
     code, out, err = running("down")
     assert code == 0
     assert all(name in out for name in [*SERVER_NAMES, *IDS])
     assert "had to be killed" not in err
     assert running.pids() == {}
-    assert missing(running.run) == IDS
+    assert missing(site) == IDS
     assert (running.run / "data" / "consul-1").is_dir()
     assert (running.run / "data" / "student.db").is_file()
     assert running("down")[:2] == (0, "nothing was running\n")

@@ -26,6 +26,7 @@ from contracts.sum.v1 import sum_pb2, sum_pb2_grpc
 from rollcall import context as contexts
 from rollcall import jsonrpc
 from rollcall.life import Life
+from rollcall.policy import configure
 from rollcall.registry import Instance, TtlCheck
 from rollcall.settings import ServiceSettings, load
 from services.hello.handler import Hello
@@ -166,6 +167,33 @@ def test_only_those_with_the_tag_are_called(registry: rollcall.MemoryRegistry, n
         assert (stable.calls, canary.calls) == (0, 10)
 
 
+def test_those_of_a_higher_priority_number_are_called_while_there_is_no_other(
+    registry: rollcall.MemoryRegistry, name: str
+) -> None:
+    with Server() as far, ExitStack() as stack:
+        near = stack.enter_context(Server())
+        for server, priority in ((near, 0), (far, 1)):
+            sign_up(registry, name, server.port, priority=priority)
+        with rollcall.dial_sync(name, registry=registry) as channel:
+            for _ in range(20):
+                assert add(channel) == 999
+            assert (near.calls, far.calls) == (20, 0)
+            stack.close()  # it is listed still: what is found out is that it cannot be reached
+            for _ in range(20):
+                assert add(channel) == 999
+            assert (near.calls, far.calls) == (20, 20)
+            with Server(port=near.port) as again:
+                eventually("it is called again", lambda: add(channel) and again.calls)
+                before = far.calls
+                for _ in range(20):
+                    assert add(channel) == 999
+                assert far.calls == before
+            registry.deregister(f"{name}-{near.port}")
+            for _ in range(20):
+                assert add(channel) == 999
+            assert far.calls == before + 20
+
+
 def test_one_that_is_added_is_called_and_one_that_goes_is_not(registry: rollcall.MemoryRegistry, name: str) -> None:
     with Server() as first, Server() as second, rollcall.dial_sync(name, registry=registry) as channel:
         gone = sign_up(registry, name, first.port)
@@ -208,6 +236,11 @@ def quietly(call: Callable[[], Any]) -> Any:
         return call()
 
 
+def twenty_in_a_row(channel: grpc.Channel) -> bool:
+    """Say whether so many calls are answered well, one after the other: whether nobody who fails is called."""
+    return all(quietly(lambda: do(channel)) for _ in range(20))
+
+
 def test_an_unknown_tag_is_named(registry: rollcall.MemoryRegistry, name: str) -> None:
     with Server() as server:
         sign_up(registry, name, server.port, tags=("stable",))
@@ -230,6 +263,31 @@ def test_a_registry_that_hangs_is_told_of_within_the_deadline(name: str, servers
         assert details[0] == f"no instance of service '{name}' is known: {registry} has not answered yet"
     for listener in listeners:
         listener.close()
+
+
+class Slow(rollcall.MemoryRegistry):
+    """A registry that takes its time to say what there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = threading.Event(), threading.Event()
+
+    def services(self) -> tuple[str, ...]:
+        self.asked.set()
+        self.go.wait(10)
+        return super().services()
+
+
+def test_a_call_that_waits_for_an_explanation_is_made_when_an_instance_has_come_meanwhile(name: str) -> None:
+    registry = Slow()
+    with Server() as server, rollcall.dial_sync(name, registry=registry, deadline=20) as channel:
+        stub = sum_pb2_grpc.SumServiceStub(channel)
+        call = stub.Add.future(sum_pb2.AddRequest(num1=333, num2=666))
+        assert registry.asked.wait(10)
+        sign_up(registry, name, server.port)
+        assert add(channel) == 999
+        registry.go.set()
+        assert call.result().res == 999
 
 
 def test_a_registry_that_is_not_there_is_told_of_within_the_deadline(name: str) -> None:
@@ -517,16 +575,91 @@ def test_more_calls_at_once_than_allowed_are_refused(registry: rollcall.MemoryRe
         assert server.calls == 3
 
 
+@pytest.fixture
+def configured() -> Iterator[Callable[..., None]]:
+    """Change settings of the process' calls, as the registry may while it runs."""
+    yield lambda **settings: configure(settings)
+    configure({})
+
+
+def test_the_default_deadline_of_an_open_channel_changes(
+    registry: rollcall.MemoryRegistry, name: str, configured: Callable[..., None]
+) -> None:
+    over = threading.Event()
+    with Server(wait_for(over)) as server:
+        sign_up(registry, name, server.port)
+        with rollcall.dial_sync(name, registry=registry) as channel:
+            stub = sum_pb2_grpc.SumServiceStub(channel)
+            configured(deadline=0.3)
+            begun = time.monotonic()
+            with failing(grpc.StatusCode.DEADLINE_EXCEEDED):
+                stub.Add(sum_pb2.AddRequest())
+            assert time.monotonic() - begun < 2
+            over.set()
+
+
+def test_how_often_calls_on_an_open_channel_are_tried_changes(
+    registry: rollcall.MemoryRegistry, name: str, configured: Callable[..., None]
+) -> None:
+    with Server(abort(grpc.StatusCode.UNAVAILABLE)) as server:
+        sign_up(registry, name, server.port)
+        with rollcall.dial_sync(name, registry=registry, failure_percent=0) as channel:
+
+            def tries() -> int:
+                before = server.calls
+                with failing(grpc.StatusCode.UNAVAILABLE):
+                    add(channel)
+                return server.calls - before
+
+            assert tries() == 4
+            configured(retries=0)
+            eventually("calls are tried once", lambda: tries() == 1)
+            configured(retries=1)
+            eventually("calls are tried twice", lambda: tries() == 2)
+
+
+def test_the_most_calls_in_flight_on_an_open_channel_change(
+    registry: rollcall.MemoryRegistry, name: str, configured: Callable[..., None]
+) -> None:
+    over = threading.Event()
+    with Server(wait_for(over)) as server:
+        sign_up(registry, name, server.port)
+        with rollcall.dial_sync(name, registry=registry) as channel:
+            stub = person_pb2_grpc.PersonServiceStub(channel)
+            held = [stub.Do.future(person_pb2.Person()) for _ in range(2)]
+            eventually("both are being handled", lambda: server.calls == 2)
+            configured(max_requests=2)
+
+            def refused() -> bool:
+                call = stub.Do.future(person_pb2.Person(), timeout=0.2)
+                return bool(call.code() == grpc.StatusCode.UNAVAILABLE)  # else it has waited for its deadline
+
+            eventually("the next is refused", refused)
+            over.set()
+            assert all(call.result() for call in held)
+
+
+def test_an_instance_whose_calls_fail_is_put_aside_once_that_is_configured(
+    registry: rollcall.MemoryRegistry, name: str, configured: Callable[..., None]
+) -> None:
+    with Server(abort(grpc.StatusCode.UNAVAILABLE)) as bad, Server() as good:
+        for server in (bad, good):
+            sign_up(registry, name, server.port)
+        configured(failure_percent=0)
+        with rollcall.dial_sync(name, registry=registry, ejection=60) as channel:
+            ends = time.monotonic() + 3
+            while time.monotonic() < ends:
+                assert not twenty_in_a_row(channel), "it is never put aside"
+            configured(failure_percent=50)
+            eventually("the bad one is put aside", lambda: twenty_in_a_row(channel))
+
+
 def test_an_instance_whose_calls_fail_is_put_aside(registry: rollcall.MemoryRegistry, name: str) -> None:
     with Server(abort(grpc.StatusCode.UNAVAILABLE)) as bad, Server() as good:
         for server in (bad, good):
             sign_up(registry, name, server.port)
         with rollcall.dial_sync(name, registry=registry, ejection=60) as channel:
-
-            def twenty_in_a_row() -> bool:
-                return all(quietly(lambda: do(channel)) for _ in range(20))
-
-            eventually("the bad one is put aside", twenty_in_a_row)
+            eventually("the bad one is put aside", lambda: twenty_in_a_row(channel))
         assert bad.calls > 5
         assert good.calls >= 20
 

@@ -67,9 +67,9 @@ class Town:
         self.handlers: dict[str, Handler] = {}
         self.servers: dict[str, jsonrpc.Server] = {}
 
-    async def add(self, name: str, port: int = 0, limits: jsonrpc.Limits | None = None) -> None:
+    async def add(self, name: str, port: int = 0, limits: jsonrpc.Limits | None = None, priority: int = 0) -> None:
         await self.serve(name, port, limits)
-        self.register(name, self.servers[name].port)
+        self.register(name, self.servers[name].port, priority)
 
     async def serve(self, name: str, port: int = 0, limits: jsonrpc.Limits | None = None) -> None:
         self.handlers[name], server = Handler(name), jsonrpc.Server(limits or jsonrpc.Limits())
@@ -78,8 +78,9 @@ class Town:
         await server.start()
         self.servers[name] = server
 
-    def register(self, name: str, port: int) -> None:
-        self.registry.register(Instance(id=name, name="trial", address="127.0.0.1", port=port), TcpCheck())
+    def register(self, name: str, port: int, priority: int = 0) -> None:
+        instance = Instance(id=name, name="trial", address="127.0.0.1", port=port, priority=priority)
+        self.registry.register(instance, TcpCheck())
 
     async def kill(self, name: str) -> None:
         """End an instance as if its process had died: nothing more is said."""
@@ -146,6 +147,23 @@ def test_instances_come_and_go() -> None:
             here.registry.deregister("a")
             await until(lambda: not here.servers["a"].connections)
             assert set(await spread(trial)) == {"b", "c"}
+
+    run(scenario)
+
+
+def test_those_of_a_higher_priority_number_are_called_while_there_is_no_other() -> None:
+    async def scenario() -> None:
+        async with town("near") as here:
+            await here.add("far", priority=1)
+            async with here.dial() as trial:
+                await reaches(trial, "near")
+                assert await spread(trial) == {"near": 30}
+                port = here.servers["near"].port
+                await here.kill("near")
+                assert await spread(trial) == {"far": 30}
+                await here.serve("near", port)
+                await reaches(trial, "near")
+                assert await spread(trial) == {"near": 30}
 
     run(scenario)
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import rollcall
-from rollcall.discovery.membership import Membership, dialled
+from rollcall.discovery.membership import Membership, all_answered, dialled
+from rollcall.policy import Policy
 from rollcall.registry import Instance, TtlCheck
 from tests.waiting import eventually
 
@@ -20,7 +21,7 @@ class Told:
 
     def __init__(self, registry: rollcall.MemoryRegistry, **settings: Any) -> None:
         self.changes: list[tuple[float, tuple[Instance, ...]]] = []
-        self.members = Membership("one", "", registry, rollcall.CallSettings(**settings), "caller", self._note)
+        self.members = Membership("one", "", registry, Policy(settings), "caller", self._note)
 
     def _note(self, instances: tuple[Instance, ...]) -> None:
         self.changes.append((time.monotonic(), instances))
@@ -80,6 +81,33 @@ def test_strangers_alone_do_not_take_the_place_of_all_at_once() -> None:
     told.members.close()
 
 
+def test_another_part_of_a_larger_service_takes_the_place_of_the_former_at_once() -> None:
+    """Those that are not chosen any more are there still: nothing has been lost."""
+    many = [replace(ONE, id=f"one-{port}", port=port) for port in range(1, 41)]
+    former = many[1:3]
+    registry = Repeating()
+    registry.yields.put(tuple(former))
+    told = Told(registry, subset=2)
+    told.until(*former)
+    registry.yields.put(tuple(many))
+    eventually("others are chosen", lambda: not {*former} & {*told.changes[-1][1]})
+    assert [len(instances) for _, instances in told.changes] == [2, 2]
+    told.members.close()
+
+
+def test_each_priority_has_a_part_of_its_own() -> None:
+    near = [replace(ONE, id=f"one-{port}", port=port) for port in range(1, 11)]
+    far = [replace(ONE, id=f"far-{port}", port=port, priority=1) for port in range(11, 21)]
+    registry = Repeating()
+    registry.yields.put((*near, *far))
+    told = Told(registry, subset=3)
+    eventually("they are told", lambda: told.changes)
+    assert [each.priority for each in told.changes[-1][1]] == [0, 0, 0, 1, 1, 1]
+    registry.yields.put((*far,))  # not all of them: nothing is at fault
+    eventually("only those are left", lambda: {each.priority for each in told.changes[-1][1]} == {1})
+    told.members.close()
+
+
 def test_the_only_instance_may_be_replaced() -> None:
     registry = Repeating()
     registry.yields.put((ONE,))
@@ -104,6 +132,48 @@ def test_the_last_ones_are_kept_for_the_grace_and_no_longer() -> None:
     assert "no instance of service 'one' passes its checks" in told.members.explanation()
     registry.yields.put((OTHER,))
     told.until(OTHER)
+    told.members.close()
+
+
+def test_while_the_registry_is_away_its_last_word_is_not_believed() -> None:
+    """Consul's servers, stopped in order, list nobody any more, and are away then."""
+
+    class Leaving(Repeating):
+        away = True
+        asked = 0
+
+        def instances(self, name: str, tag: str = "", **flags: bool) -> tuple[Instance, ...]:
+            assert flags == {"certain": True}
+            self.asked += 1
+            if self.away:
+                raise rollcall.RegistryUnavailableError("away")
+            return super().instances(name, tag)
+
+    registry = Leaving()
+    registry.yields.put((ONE, OTHER))
+    told = Told(registry, empty_grace=0.6)
+    told.until(ONE, OTHER)
+    registry.yields.put(())
+    eventually("it is asked again and again", lambda: registry.asked > 4)  # which takes longer than the grace
+    told.until(ONE, OTHER)
+    begun = time.monotonic()
+    registry.away = False
+    assert told.until() - begun >= 0.5, "from now on it counts"
+    told.members.close()
+
+
+def test_what_a_server_that_is_behind_lists_is_not_believed() -> None:
+    """One that is back and not of the cluster yet lists nobody, while the cluster has them all."""
+    registry = Repeating()
+    registry.register(OTHER, TtlCheck(), passing=True)
+    registry.yields.put((ONE, OTHER))
+    told = Told(registry, empty_grace=0.6)
+    told.until(ONE, OTHER)
+    registry.yields.put(())
+    time.sleep(1.5)  # more than the grace, in which nothing may happen
+    told.until(ONE, OTHER)
+    registry.deregister(OTHER.id)
+    told.until()
     told.members.close()
 
 
@@ -135,4 +205,18 @@ def test_nobody_from_the_beginning() -> None:
     begun = time.monotonic()
     told = Told(rollcall.MemoryRegistry())
     assert told.until() - begun < 3
+    told.members.close()
+
+
+def test_what_has_not_been_answered_yet() -> None:
+    registry = Repeating()
+    assert all_answered()
+    told = Told(registry)
+    assert not all_answered()
+    registry.yields.put(())
+    eventually("nobody is an answer", all_answered)
+    other = Told(Repeating())
+    assert not all_answered()
+    other.members.close()
+    assert all_answered()
     told.members.close()

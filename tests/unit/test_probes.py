@@ -22,7 +22,7 @@ class Site:
         self.ready = threading.Event()
         metrics = CollectorRegistry()
         Counter("calls", "Calls.", registry=metrics).inc(3)
-        self.probes = Probes(("127.0.0.1", 0), metrics, self.ready.is_set, self.loop)
+        self.probes = Probes(("127.0.0.1", 0), metrics, self.ready.is_set, lambda: {"told": "李白"}, self.loop)
 
     def get(self, path: str, **headers: str) -> requests.Response:
         return requests.get(f"http://127.0.0.1:{self.probes.port}{path}", headers=headers, timeout=5)
@@ -62,11 +62,16 @@ def test_livez_says_whether_the_event_loop_answers(site: Site) -> None:
     assert site.get("/livez").status_code == 200
 
 
+def test_settings_are_told(site: Site) -> None:
+    answer = site.get("/settings")
+    assert (answer.json(), answer.headers["content-type"]) == ({"told": "李白"}, "application/json")
+
+
 @pytest.mark.parametrize("path", ["/", "/metric", "/readyz/"])
 def test_anything_else_is_not_there(site: Site, path: str) -> None:
     answer = site.get(path)
     assert answer.status_code == 404
-    assert "expected /metrics, /livez or /readyz" in answer.text
+    assert "expected /metrics, /livez, /readyz or /settings" in answer.text
 
 
 def test_a_client_that_says_nothing_keeps_nobody_waiting(site: Site) -> None:

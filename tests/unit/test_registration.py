@@ -1,10 +1,12 @@
 """A registration is held: made again when it is lost, refused when the id is somebody else's, taken back at the end."""
 
 import logging
+import threading
 import time
 
 import pytest
 
+from rollcall import registration as module
 from rollcall.registration import Registration
 from rollcall.registry import DuplicateInstanceError, Instance, TtlCheck
 from rollcall.registry.consul import ConsulRegistry
@@ -79,3 +81,31 @@ def test_a_registry_that_is_away_is_told_of_once_and_tried_again(caplog: pytest.
     registration.close()
     assert time.monotonic() - begun < 3
     assert "could not deregister" in caplog.text
+
+
+def test_it_waits_until_the_instance_is_fit_to_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, changes = MemoryRegistry(), Changes()
+    fit = threading.Event()
+    registration = Registration(registry, INSTANCE, CHECK, changes.append, fit=fit.is_set)
+    registration.start()
+    time.sleep(0.3)  # for which nothing is to happen
+    assert registry.instances("sum") == ()
+    fit.set()
+    eventually("it stands", lambda: changes == [True])
+    registration.close()
+    monkeypatch.setattr(module, "FIT_WITHIN", 0.3)
+    registration = Registration(registry, INSTANCE, CHECK, changes.append, fit=lambda: False)
+    registration.start()
+    eventually("it is registered in the end", lambda: registry.instances("sum"))
+    registration.close()
+
+
+def test_it_can_be_closed_while_the_instance_is_not_fit() -> None:
+    registry, changes = MemoryRegistry(), Changes()
+    registration = Registration(registry, INSTANCE, CHECK, changes.append, fit=lambda: False)
+    registration.start()
+    begun = time.monotonic()
+    registration.close()
+    assert time.monotonic() - begun < 2
+    assert registry.instances("sum") == ()
+    assert changes == []

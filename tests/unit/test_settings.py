@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rollcall.settings import BadSettingError, CallSettings, ConsulSettings, ServiceSettings, load
+from rollcall.settings import BadSettingError, CallSettings, RegistrySettings, ServiceSettings, load
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,14 @@ def test_lists_are_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(ServiceSettings, ["--consul", "d:4,e:5"]).consul == ("d:4", "e:5")
 
 
+def test_meta_is_by_key() -> None:
+    assert load(ServiceSettings, ["--meta", "node=worker-1, zone=a=b"]).extra_meta() == {
+        "node": "worker-1",
+        "zone": "a=b",
+    }
+    assert load(ServiceSettings, []).extra_meta() == {}
+
+
 def test_flags_have_dashes_and_one_more_than_there_is_is_refused() -> None:
     assert load(ServiceSettings, ["--http-port", "8080", "--check-interval=0.5"]).http_port == 8080
     with pytest.raises(BadSettingError, match="--nonsense"):
@@ -51,6 +59,14 @@ BAD: list[tuple[type[Any], str, str]] = [
     (ServiceSettings, "weight", "65536"),
     (ServiceSettings, "consul", ""),
     (ServiceSettings, "consul", " , "),
+    (ServiceSettings, "meta", "node"),
+    (ServiceSettings, "meta", "node="),
+    (ServiceSettings, "meta", "=worker-1"),
+    (ServiceSettings, "meta", "a b=c"),
+    (ServiceSettings, "meta", "consul-x=y"),
+    (ServiceSettings, "meta", "a=b,a=c"),
+    (ServiceSettings, "meta", f"a={'b' * 513}"),
+    (ServiceSettings, "meta", "protocol=smoke"),
     (ServiceSettings, "check", "ping"),
     (ServiceSettings, "check_interval", "0"),
     (ServiceSettings, "check_interval", "inf"),
@@ -103,7 +119,7 @@ def test_a_setting_that_does_not_exist_is_refused() -> None:
 
 def test_a_bad_address_of_consul_is_a_bad_setting() -> None:
     with pytest.raises(BadSettingError, match=r"ROLLCALL_CONSUL: .*HOST:PORT.*'nonsense'"):
-        load(ServiceSettings, ["--consul", "nonsense"]).registry()
+        load(ServiceSettings, ["--consul", "nonsense"]).open_registry()
 
 
 def test_the_token_comes_by_environment_or_file_and_has_no_flag(
@@ -118,8 +134,8 @@ def test_the_token_comes_by_environment_or_file_and_has_no_flag(
     assert "--consul-token-file" in helped
     assert "--consul-token " not in helped
     monkeypatch.setenv("ROLLCALL_CONSUL_TOKEN", "s3cret")
-    settings = load(ConsulSettings)
-    assert "s3cret" not in f"{settings!r} {settings.registry()}"
+    settings = load(RegistrySettings)
+    assert "s3cret" not in f"{settings!r} {settings.open_registry()}"
 
 
 def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +153,6 @@ def test_the_address_to_advertise() -> None:
 
 
 def test_a_token_file_that_is_missing_is_told_when_it_is_read(tmp_path: Path) -> None:
-    registry = load(ServiceSettings, ["--consul-token-file", str(tmp_path / "token")]).registry()
+    registry = load(ServiceSettings, ["--consul-token-file", str(tmp_path / "token")]).open_registry()
     with pytest.raises(Exception, match=r"token's file .* cannot be read"):
         registry.services()

@@ -63,12 +63,17 @@ def test_the_settings_are_in_the_cluster() -> None:
 
 
 def test_endpoints_have_their_weights() -> None:
-    (locality,) = xds.endpoints("k", [("10.0.0.1", 80, 1), ("::1", 81, 3)]).endpoints
+    (locality,) = xds.endpoints("k", [("dc1", [("10.0.0.1", 80, 1), ("::1", 81, 3)])]).endpoints
     told = [
         (each.endpoint.address.socket_address.address, each.load_balancing_weight.value)
         for each in locality.lb_endpoints
     ]
     assert told == [("10.0.0.1", 1), ("::1", 3)]
+
+
+def test_localities_have_their_priorities_without_a_gap() -> None:
+    told = xds.endpoints("k", [("dc2", [("10.0.0.1", 80, 1)]), ("dc3", [("10.0.0.2", 80, 1)])]).endpoints
+    assert [(each.locality.region, each.priority) for each in told] == [("dc2", 0), ("dc3", 1)]
 
 
 @pytest.mark.parametrize(("seconds", "whole", "nanos"), [(0, 0, 0), (0.025, 0, 25_000_000), (4.5, 4, 500_000_000)])
