@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, Setting
 
 from rollcall.registry import Registry
 from rollcall.registry.consul import ConsulRegistry
+from rollcall.registry.kubernetes import KubernetesRegistry, own_api
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -70,8 +71,16 @@ class RegistrySettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
-    registry: Literal["consul", "mdns"] = Field(
-        "consul", description="where instances register and are found: consul; or mdns, by multicast, without a server"
+    registry: Literal["consul", "kubernetes", "mdns"] = Field(
+        "consul",
+        description="where instances register and are found: consul; kubernetes, by its EndpointSlices; or mdns, by "
+        "multicast, without a server",
+    )
+    kubernetes_api: str = Field(
+        "", description="with kubernetes, the URL of its API; default: that of the pod's cluster"
+    )
+    kubernetes_namespace: str = Field(
+        "", description="with kubernetes, the namespace to look in; default: the pod's own"
     )
     mdns_interface: str = Field(
         "127.0.0.1", min_length=1, description="with mdns, the address of the network interface to use; or all"
@@ -104,7 +113,7 @@ class RegistrySettings(BaseSettings):
 
     @cached_property
     def _registry(self) -> Registry:
-        return self._mdns() if self.registry == "mdns" else self._consul()
+        return {"consul": self._consul, "kubernetes": self._kubernetes, "mdns": self._mdns}[self.registry]()
 
     def _consul(self) -> Registry:
         try:
@@ -119,6 +128,12 @@ class RegistrySettings(BaseSettings):
             )
         except ValueError as error:
             raise BadSettingError(f"{PREFIX}CONSUL: {error}") from None
+
+    def _kubernetes(self) -> Registry:
+        try:
+            return KubernetesRegistry(self.kubernetes_api, self.kubernetes_namespace)
+        except ValueError as error:
+            raise BadSettingError(f"{PREFIX}KUBERNETES_API: {error}") from None
 
     def _mdns(self) -> Registry:
         try:
@@ -233,8 +248,9 @@ class ServiceSettings(RegistrySettings):
         """Return a host and port that lie in the direction of those who call."""
         if self.registry == "mdns":
             return MULTICAST if self.mdns_interface == "all" else (self.mdns_interface, MULTICAST[1])
-        server = urlsplit(self.consul[0] if "://" in self.consul[0] else f"//{self.consul[0]}")
-        return server.hostname, server.port
+        first = self.consul[0] if self.registry == "consul" else self.kubernetes_api or own_api()
+        server = urlsplit(first if "://" in first else f"//{first}")
+        return server.hostname, server.port or 443
 
 
 def load(

@@ -17,10 +17,14 @@ from rollcall.registry import RegistryError, RegistryUnavailableError
 from rollcall.settings import PREFIX, BadSettingError
 
 _EPILOG = f"""Consul is found, and let in to, by the same environment variables as by services: {PREFIX}CONSUL,
-{PREFIX}CONSUL_TOKEN or {PREFIX}CONSUL_TOKEN_FILE, {PREFIX}CONSUL_CA, {PREFIX}CONSUL_CERT and {PREFIX}CONSUL_KEY.
+{PREFIX}CONSUL_TOKEN or {PREFIX}CONSUL_TOKEN_FILE, {PREFIX}CONSUL_CA, {PREFIX}CONSUL_CERT and {PREFIX}CONSUL_KEY. So is
+another registry: {PREFIX}REGISTRY=mdns; or kubernetes, with {PREFIX}KUBERNETES_API, such as the http://127.0.0.1:8001
+of kubectl proxy, and {PREFIX}KUBERNETES_NAMESPACE.
 
-Exit codes: 0 well, 1 not found or not well, 2 typed wrongly, 3 Consul cannot be asked, 130 interrupted; and for a call
-that fails 64 and the code of its gRPC status."""
+Exit codes: 0 well, 1 not found or not well, 2 typed wrongly, 3 the registry cannot be asked, 130 interrupted; and for
+a call that fails 64 and the code of its gRPC status."""
+
+_WHERE = f"See --consul and {PREFIX}CONSUL, or rollcall --help for other registries"
 
 
 @click.group(
@@ -79,5 +83,5 @@ def _complaint(error: Exception) -> tuple[str, int]:
         case BadSettingError():
             return str(error), show.TYPED_WRONGLY
         case RegistryUnavailableError():
-            return f"{error}; is it running, and there? See --consul and {PREFIX}CONSUL", show.UNAVAILABLE
+            return f"{error}; is it running, and there? {_WHERE}", show.UNAVAILABLE
     return str(error), show.UNAVAILABLE

@@ -22,7 +22,7 @@ VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
 """Of Kubernetes, that the chart is meant for: README and Chart.yaml say so, too."""
 MATRIX = (None, *sorted((CHART / "ci").glob("*-values.yaml")))
 EACH_VALUES = pytest.mark.parametrize("values", MATRIX, ids=lambda path: path.stem if path else "defaults")
-CHECKED = (None, *(CHART / f"ci/{name}-values.yaml" for name in ("client", "full")))
+CHECKED = (None, *(CHART / f"ci/{name}-values.yaml" for name in ("client", "full", "kubernetes")))
 """Those that checkov looks at: between them they have everything that can be rendered."""
 THEIRS = ("PodMonitor", "PrometheusRule")
 """Kinds that are not Kubernetes' own."""
@@ -84,6 +84,7 @@ def test_names_are_unique(values: Path | None) -> None:
         ("defaults.resources.request.cpu=1", "additional properties 'request' not allowed"),
         ("imge.tag=1", "additional properties 'imge' not allowed"),
         ("services.sum.replicas=many", "got string, want integer"),
+        ("registry=mdns", "value must be one of 'consul', 'kubernetes'"),
         ("consul.replicas=2", "value must be one of 1, 3, 5, 7"),
         ("services.sum.protocol=grcp", "value must be one of 'grpc', 'jsonrpc', 'http'"),
         ("services.student.store.size=1Gb", "does not match pattern"),
@@ -98,11 +99,13 @@ def test_what_cannot_be_meant_is_refused(flag: str, complaint: str) -> None:
         documents(None, "--set", flag)
 
 
-def test_client_agents_of_another_consul_are_refused() -> None:
-    with pytest.raises(
-        LocalError, match=re.escape("consul.client.enabled: expected Consul's servers to be the chart's")
-    ):
-        documents(CHART / "ci/external-values.yaml", "--set", "consul.client.enabled=true")
+@pytest.mark.parametrize(
+    ("values", "found"), [("external", "consul.external.addresses"), ("kubernetes", "registry: kubernetes")]
+)
+def test_client_agents_of_another_consul_are_refused(values: str, found: str) -> None:
+    complaint = f"consul.client.enabled: expected Consul's servers to be the chart's own, found {found}"
+    with pytest.raises(LocalError, match=re.escape(complaint)):
+        documents(CHART / f"ci/{values}-values.yaml", "--set", "consul.client.enabled=true")
 
 
 @EACH_VALUES
@@ -121,8 +124,10 @@ def test_no_pod_may_more_than_it_needs(values: Path | None) -> None:
     found = documents(values)
     pods = [each["spec"]["template"]["spec"] for each in found if "template" in each.get("spec", {})]
     assert len(pods) >= 6
+    bindings = of_kind("RoleBinding", found).values()
+    asking = {subject["name"] for binding in bindings for subject in binding["subjects"]}
     for pod in [*pods, *(each["spec"] for each in of_kind("Pod", found).values())]:
-        assert pod["automountServiceAccountToken"] is False
+        assert pod["automountServiceAccountToken"] is (pod.get("serviceAccountName") in asking)
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in pod["containers"]:
@@ -185,6 +190,56 @@ def test_of_a_consul_that_is_there_already_nothing_is_installed() -> None:
     env = {each["name"]: each.get("value") for each in container["env"]}
     assert env["ROLLCALL_CONSUL"] == "http://consul-1.example:8500,consul-2.example:8500,consul-3.example:8500"
     assert env["ROLLCALL_CONSUL_TOKEN_FILE"] == "/var/run/rollcall/consul/token"  # noqa: S105 (a path)
+
+
+KUBERNETES = CHART / "ci/kubernetes-values.yaml"
+
+
+def test_where_kubernetes_is_the_registry_there_is_no_consul() -> None:
+    found = documents(KUBERNETES)
+    assert not {"StatefulSet", "Secret"} & {each["kind"] for each in found}
+    for document in found:
+        if document["kind"] != "ConfigMap":  # that of the gateway's page and of the test may speak of it
+            assert "consul" not in json.dumps(document).replace('"ROLLCALL_CONSUL_UI", "value": ""', "").lower()
+    for deployment in of_kind("Deployment", found).values():
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        assert {"name": "ROLLCALL_REGISTRY", "value": "kubernetes"} in container["env"]
+
+
+def test_services_are_labelled_with_what_their_instances_would_register() -> None:
+    labels = {
+        name: {key: value for key, value in each["metadata"]["labels"].items() if "rollcall/" in key}
+        for name, each in of_kind("Service", documents(KUBERNETES)).items()
+    }
+    assert labels["rollcall-sum-headless"] == {"rollcall/service": "sum", "tag.rollcall/public": "true"}
+    assert labels["rollcall-student-headless"] == {
+        "rollcall/service": "student",
+        "tag.rollcall/public": "true",
+        "calls.rollcall/sum": "true",
+    }
+    assert "tag.rollcall/public" not in labels["rollcall-gateway-headless"]
+    assert labels["rollcall-gateway"] == {}, "each instance once"
+
+
+def test_who_calls_nobody_may_ask_kubernetes_nothing() -> None:
+    found = documents(KUBERNETES)
+    (role,) = of_kind("Role", found).values()
+    assert role["rules"] == [
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
+    ]
+    (binding,) = of_kind("RoleBinding", found).values()
+    assert [each["name"] for each in binding["subjects"]] == ["rollcall-gateway", "rollcall-student"]
+    reach = {
+        each["metadata"]["name"]
+        for each in of_kind("NetworkPolicy", found).values()
+        if {"ports": [{"port": 6443}], "to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]} in each["spec"]["egress"]
+    }
+    assert reach == {"rollcall-gateway", "rollcall-student"}
+    assert edges(found, 8080) == {
+        ("student", "sum"),
+        *(("gateway", each) for each in PUBLIC),
+        ("test", "gateway"),
+    }
 
 
 def test_the_key_of_the_gossip_is_made_anew_for_each_installation() -> None:

@@ -30,6 +30,7 @@ CALLED = ("sum", "person", "greeter", "hello", "student")
 
 STAYS = "rollcall-test=stays"
 """The label of the node that is never drained: the caller's, and the database's."""
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
 PAUSE = 0.25  # seconds between two looks at the cluster
 ENOUGH = 100  # calls of each service that are made in each trouble, at least
 
@@ -75,7 +76,7 @@ class System:
     """The chart, installed in a cluster."""
 
     def __init__(self, kind: Kind, tag: str, other_tag: str, guard: Guard) -> None:
-        self.kind, self.tag, self.other_tag, self._guard = kind, tag, other_tag, guard
+        self.kind, self.tag, self.other_tag, self.guard = kind, tag, other_tag, guard
         self.steps: list[Step] = []
 
     # Kubernetes
@@ -107,6 +108,14 @@ class System:
         """Return the names of a component's pods that are ready and not about to go."""
         found = self.get("pods", "--selector", f"app.kubernetes.io/component={component}")["items"]
         return sorted(pod["metadata"]["name"] for pod in found if _is_ready(pod))
+
+    def connects(self, pod: str, address: str, port: int) -> bool:
+        """Say whether a pod of ours can connect to an address."""
+        try:
+            self.kubectl("exec", pod, "--", "/opt/rollcall/bin/python", "-c", CONNECT, address, str(port), seconds=20)
+        except LocalError:
+            return False
+        return True
 
     def rolled_out(self, what: str, seconds: float = 300.0) -> None:
         self.kubectl("rollout", "status", what, f"--timeout={seconds:g}s", seconds=seconds + 10)
@@ -149,6 +158,16 @@ class System:
         )
 
     # Who calls
+
+    @contextlib.contextmanager
+    def being_called(self, setting: str, value: str, account: str = "") -> Iterator[None]:
+        """Have 16 callers at work inside the cluster, who find services by a setting; with an account, by its token."""
+        self.apply(
+            "caller", setting=setting, value=value, account=account or "default", token=str(bool(account)).lower()
+        )
+        eventually("every service is called", lambda: all(self.seen().calls[each] > 10 for each in CALLED), 120)
+        yield
+        self.kubectl("delete", "job", "caller", "--wait=true")
 
     def seen(self) -> Seen:
         """Return what the caller has counted so far."""
@@ -199,7 +218,7 @@ class System:
             encoding="utf-8",
             start_new_session=True,
         ) as child:
-            self._guard.watch(child.pid)
+            self.guard.watch(child.pid)
             try:
                 assert child.stdout
                 line = child.stdout.readline()

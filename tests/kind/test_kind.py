@@ -19,24 +19,22 @@ from websockets.sync.client import connect
 from deploy.kind.cluster import CHART, ROOT, run
 from deploy.local import LocalError
 from tests import chromium, making, tutorial
+from tests.kind import troubles
 from tests.kind.conftest import small
-from tests.kind.system import CALLED, CONSUL, FOLDER, NAMESPACE, RELEASE, SERVERS, SERVICES, STAYS, System, eventually
+from tests.kind.system import CALLED, CONSUL, FOLDER, NAMESPACE, RELEASE, SERVERS, SERVICES, System, eventually
 
 pytestmark = pytest.mark.timeout(900)
 
 ELSEWHERE = "elsewhere"
 BACK_WITHIN = 5.0  # seconds in which a registration that was removed is made again
-CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
 
 
 @pytest.fixture(scope="module")
 def called(system: System) -> Iterator[System]:
     """The system, with 16 callers at work inside the cluster."""
     addresses = ",".join(f"{server}.{CONSUL}.{NAMESPACE}.svc:8500" for server in SERVERS)
-    system.apply("caller", consul=addresses)
-    eventually("every service is called", lambda: all(system.seen().calls[each] > 10 for each in CALLED), 120)
-    yield system
-    system.kubectl("delete", "job", "caller", "--wait=false")
+    with system.being_called("ROLLCALL_CONSUL", addresses):
+        yield system
 
 
 def names(pods: Any) -> list[str]:
@@ -192,27 +190,22 @@ def test_what_is_not_allowed_does_not_connect(system: System) -> None:
     ips = {service: ip_of(system, service) for service in SERVICES}
     consul = system.get("pod", SERVERS[0])["status"]["podIP"]
 
-    def connects(pod: str, address: str, port: int) -> bool:
-        try:
-            system.kubectl("exec", pod, "--", "/opt/rollcall/bin/python", "-c", CONNECT, address, str(port), seconds=20)
-        except LocalError:
-            return False
-        return True
-
     allowed = [("student", "sum", 8080), *(("gateway", service, 8080) for service in CALLED), ("gateway", "sum", 9090)]
     refused = [("sum", "hello", 8080), ("hello", "sum", 8080), ("student", "greeter", 8080), ("sum", "hello", 9090)]
     for caller, service, port in allowed:
-        assert connects(system.pods(caller)[0], ips[service], port), f"{caller} may call {service} at {port}"
+        assert system.connects(system.pods(caller)[0], ips[service], port), f"{caller} may call {service} at {port}"
     for caller, service, port in refused:
-        assert not connects(system.pods(caller)[0], ips[service], port), f"{caller} may not call {service} at {port}"
-    assert connects("stranger", ips["gateway"], 8080), "the gateway is the way in"
+        assert not system.connects(system.pods(caller)[0], ips[service], port), (
+            f"{caller} may not call {service} at {port}"
+        )
+    assert system.connects("stranger", ips["gateway"], 8080), "the gateway is the way in"
     for service in CALLED:
-        assert not connects("stranger", ips[service], 8080), f"a stranger may not call {service}"
-        assert not connects("stranger", ips[service], 9090), f"nor read the metrics of {service}"
-    assert not connects("stranger", consul, 8500)
-    assert not connects("stranger", consul, 8300)
-    assert not connects(system.pods("sum")[0], consul, 8300)
-    assert connects(system.pods("sum")[0], consul, 8500)
+        assert not system.connects("stranger", ips[service], 8080), f"a stranger may not call {service}"
+        assert not system.connects("stranger", ips[service], 9090), f"nor read the metrics of {service}"
+    assert not system.connects("stranger", consul, 8500)
+    assert not system.connects("stranger", consul, 8300)
+    assert not system.connects(system.pods("sum")[0], consul, 8300)
+    assert system.connects(system.pods("sum")[0], consul, 8500)
     system.kubectl("delete", "pod", "stranger", "--wait=false")
 
 
@@ -221,14 +214,7 @@ def ip_of(system: System, service: str) -> str:
 
 
 def test_a_rolling_restart_of_every_deployment(called: System) -> None:
-    before = {service: called.pods(service) for service in SERVICES}
-    with called.trouble("rolling restart of every Deployment"):
-        called.kubectl("rollout", "restart", *called.deployments())
-        for deployment in called.deployments():
-            called.rolled_out(deployment)
-    for service in SERVICES:
-        assert not {*before[service]} & {*called.pods(service)}
-    eventually("all are registered again", called.whole)
+    troubles.rolling_restart(called, called.whole)
 
 
 def test_an_upgrade_to_another_image(called: System) -> None:
@@ -245,23 +231,11 @@ def test_an_upgrade_to_another_image(called: System) -> None:
 
 
 def test_scaling_up_and_down(called: System) -> None:
-    with called.trouble("scale sum from 3 to 5 to 2") as seen:
-        called.kubectl("scale", f"deployment/{RELEASE}-sum", "--replicas=5")
-        called.rolled_out(f"deployment/{RELEASE}-sum")
-        eventually("five are ready", lambda: len(called.pods("sum")) == 5)
-        five = {*called.pods("sum")}
-        eventually("each of the five is called", lambda: five <= {*seen().answered})
-        called.kubectl("scale", f"deployment/{RELEASE}-sum", "--replicas=2")
-        eventually("two are left", lambda: len(called.passing("sum")) == 2)
-    called.kubectl("scale", f"deployment/{RELEASE}-sum", "--replicas=3")
-    eventually("three are there again", called.whole)
+    troubles.scaling(called, called.whole, called.passing)
 
 
 def test_a_pod_is_deleted_without_grace(called: System) -> None:
-    with called.trouble("delete a pod of sum, hello, greeter and student without grace"):
-        gone = [called.pods(service)[0] for service in ("sum", "hello", "greeter", "student")]
-        called.kubectl("delete", "pod", *gone, "--grace-period=0", "--force")
-        eventually("others are there instead", called.whole, 120)
+    troubles.deletion_without_grace(called, called.whole)
 
 
 def test_the_consul_leader_is_deleted(called: System) -> None:
@@ -281,16 +255,7 @@ def test_a_rolling_restart_of_consul(called: System) -> None:
 def test_a_node_is_drained(called: System) -> None:
     if small():
         pytest.skip("there is one node only")
-    nodes = names(called.kind.get("nodes", "--selector", f"!{STAYS.partition('=')[0]}"))
-    node = nodes[-1]
-    with called.trouble("drain and uncordon a node"):
-        try:
-            called.kind.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s")
-            for deployment in called.deployments():
-                called.rolled_out(deployment)
-        finally:
-            called.kind.kubectl("uncordon", node)
-        eventually("all is whole", called.whole, 180)
+    troubles.draining_a_node(called, called.whole)
 
 
 def test_all_of_consul_is_deleted_at_once(called: System) -> None:

@@ -28,6 +28,22 @@ def test_a_flag_wins_over_the_environment_which_wins_over_the_default(monkeypatc
     assert (settings.port, settings.weight, settings.drain) == (5002, 7, 2.0)
 
 
+def test_kubernetes_is_found_by_what_a_pod_is_told_or_by_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROLLCALL_REGISTRY", "kubernetes")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(BadSettingError, match="ROLLCALL_KUBERNETES_API: expected to run in a pod"):
+        load(RegistrySettings).open_registry()
+    with pytest.raises(BadSettingError, match="ROLLCALL_KUBERNETES_API: expected the URL of Kubernetes' API"):
+        load(RegistrySettings, ["--kubernetes_api", "127.0.0.1:8001"]).open_registry()
+    given = load(ServiceSettings, ["--kubernetes-api", "http://127.0.0.1:8001", "--host", "::"])
+    assert str(given.open_registry()) == "Kubernetes at http://127.0.0.1:8001"
+    assert given.advertised() == "127.0.0.1", "the address in the direction of that"
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.2")
+    found = load(ServiceSettings, ["--host", "::"])
+    assert str(found.open_registry()) == "Kubernetes at https://127.0.0.2:443"
+    assert found.advertised().startswith("127.")
+
+
 def test_lists_are_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROLLCALL_CONSUL", "a:1, b:2,,c:3")
     settings = load(ServiceSettings, ["--tags", "eu west,canary"])
@@ -149,7 +165,7 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_address_to_advertise() -> None:
     assert load(ServiceSettings, ["--host", "127.0.0.2"]).advertised() == "127.0.0.2"
     assert load(ServiceSettings, ["--host", "0.0.0.0", "--advertise", "10.0.0.7"]).advertised() == "10.0.0.7"  # noqa: S104
-    assert load(ServiceSettings, ["--host", "0.0.0.0"]).advertised() not in ("", "0.0.0.0")  # noqa: S104
+    assert load(ServiceSettings, ["--host", "::"]).advertised() not in ("", "0.0.0.0")  # noqa: S104
 
 
 def test_a_token_file_that_is_missing_is_told_when_it_is_read(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 
 {{/* Whether Consul's servers are installed: "true", or nothing. */}}
 {{- define "rollcall.consul" -}}
-{{- if not .Values.consul.external.addresses }}true{{ end -}}
+{{- if and (eq .Values.registry "consul") (not .Values.consul.external.addresses) }}true{{ end -}}
 {{- end -}}
 
 {{/* The names of Consul's own servers, without ports; as they are within the namespace. */}}
@@ -167,9 +167,18 @@ capabilities:
     - {port: 53, protocol: TCP}
 {{- end -}}
 
-{{/* And to Consul, or to the client agents in front of it. */}}
-{{- define "rollcall.toConsul" -}}
-{{- if .Values.consul.client.enabled -}}
+{{/* And to where services are looked up: Kubernetes' API, Consul, or the client agents in front of it. */}}
+{{- define "rollcall.toRegistry" -}}
+{{- if eq .Values.registry "kubernetes" -}}
+- ports:
+    {{- range .Values.networkPolicy.apiServer.ports }}
+    - {port: {{ . }}}
+    {{- end }}
+  {{- with .Values.networkPolicy.apiServer.to }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- else if .Values.consul.client.enabled -}}
 - to:
     - podSelector:
         matchLabels:
