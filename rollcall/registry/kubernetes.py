@@ -76,7 +76,8 @@ class KubernetesRegistry:
     """
 
     def __init__(self, api: str = "", namespace: str = "", account: Path = ACCOUNT) -> None:
-        self._api = _Api(_url(api or own_api()), namespace, account)
+        self._where = (_url(api or own_api()), namespace, account)
+        self._api = _Api(*self._where)
         self._own: dict[str, threading.Event] = {}
 
     def __str__(self) -> str:
@@ -117,11 +118,13 @@ class KubernetesRegistry:
         return (problem,) if problem else ()
 
     def watch(self, name: str, tag: str = "", *, failing: bool = False) -> "KubernetesWatch[tuple[Instance, ...]]":
-        selector = _selector(name, tag)
-        return KubernetesWatch(self._api, repr(name), selector, lambda slices: _instances(slices, failing=failing))
+        return self._watch(repr(name), _selector(name, tag), lambda slices: _instances(slices, failing=failing))
 
     def watch_services(self, tag: str = "") -> "KubernetesWatch[tuple[str, ...]]":
-        return KubernetesWatch(self._api, "the names of services", _selector(tag=tag), _names)
+        return self._watch("the names of services", _selector(tag=tag), _names)
+
+    def _watch(self, what: str, selector: str, answer: Callable[[Slices], T]) -> "KubernetesWatch[T]":
+        return KubernetesWatch(_Api(*self._where), what, selector, answer)  # it has a connection of its own
 
     def _all(self) -> tuple[Instance, ...]:
         return _instances(self._list(_selector()), failing=True)
