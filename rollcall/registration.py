@@ -36,6 +36,7 @@ class Registration:
         self._on_change, self._fit = on_change, fit
         self._closed = threading.Event()
         self._writing = threading.Lock()
+        self._tried = False
         self._failures = 0
         self._refused_since: float | None = None
         self._thread = threading.Thread(target=self._hold, name=f"registration {instance.id}", daemon=True)
@@ -49,7 +50,8 @@ class Registration:
         self._closed.set()
         with self._writing:  # no registration under way may come after this
             try:
-                self._registry.deregister(self._instance.id)
+                if self._tried:
+                    self._registry.deregister(self._instance.id)
             except RegistryError as error:
                 log.warning("%s: could not deregister, its check will fail there: %s", self._instance.id, error)
         self._thread.join(timeout=5)
@@ -75,6 +77,7 @@ class Registration:
         with self._writing:
             if self._closed.is_set():
                 return
+            self._tried = True
             self._registry.register(self._instance, self._check, passing=True)
         self._on_change(True)  # noqa: FBT003
         log.info("%s is registered in %s", self._instance.id, self._registry)

@@ -130,6 +130,8 @@ class RegistrySettings(BaseSettings):
             raise BadSettingError(f"{PREFIX}CONSUL: {error}") from None
 
     def _kubernetes(self) -> Registry:
+        if self.kubernetes_api and not self.kubernetes_namespace:
+            raise BadSettingError(f"{PREFIX}KUBERNETES_NAMESPACE: expected the namespace to look in, found none")
         try:
             return KubernetesRegistry(self.kubernetes_api, self.kubernetes_namespace)
         except ValueError as error:

@@ -1,6 +1,7 @@
 """What a registry is: where instances sign up under a service's name, and where callers look them up.
 
-`Registry` is the whole of it. `rollcall.registry.consul` is the one to deploy; `rollcall.registry.memory` serves tests.
+`Registry` is the whole of it. `rollcall.registry.consul` is the one to deploy, `rollcall.registry.kubernetes` that of
+clusters without Consul, `rollcall.registry.mdns` that of one laptop or LAN; `rollcall.registry.memory` serves tests.
 All methods block, and are safe to call from any thread.
 """
 

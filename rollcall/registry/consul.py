@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -45,6 +44,7 @@ from rollcall.registry import (
     TcpCheck,
     TtlCheck,
     Watch,
+    http,
 )
 
 T = TypeVar("T")
@@ -55,7 +55,6 @@ ANSWER_TIMEOUT = 2.0  # seconds, on top of what a blocking query asks the server
 CONFIRM_WAIT = 1.0  # seconds; how long `confirm` lets the server hold its question
 WATCH_WAIT = 10  # seconds; bounds how long a server that hangs can keep a watch in the dark
 REAP_AFTER = "1m"  # Consul's minimum. Until then a dead instance stays listed as critical, and is filtered out here
-BACKOFF = (0.1, 2.0)  # seconds: the first and the longest pause after no server has answered
 LISTED_WITHIN = 2.0  # seconds for an agent to pass a registration on to the cluster
 LISTED_STALE = "10s"  # how far behind the cluster a server may be whose list counts as the cluster's
 LISTED_FOR = 10.0  # seconds for which a look at the cluster's list is good
@@ -308,7 +307,7 @@ class ConsulWatch(Generic[T]):
                     yield seen
                 rounds = failures // len(self._servers)
                 if rounds:
-                    self._closed.wait(min(BACKOFF[0] * 2 ** min(rounds, 10), BACKOFF[1]) * random.uniform(0.5, 1))  # noqa: S311
+                    self._closed.wait(http.pause(rounds))
                 continue
             failures = 0
             doubtful.clear()
@@ -397,7 +396,7 @@ class _Http(consul.std.HTTPClient):  # type: ignore[misc]
     def _send(self, method: str, callback: Callable[[Any], T], path: str, params: Any, data: Any = "") -> T:
         held = float(dict(params or ()).get("wait", "0s").rstrip("s"))
         timeout = (CONNECT_TIMEOUT, held * 17 / 16 + ANSWER_TIMEOUT)  # Consul adds up to a sixteenth
-        token = self._read_token()
+        token = http.token_from(self._token_file, self._token)
         try:
             answer = self.session.request(
                 method,
@@ -409,7 +408,7 @@ class _Http(consul.std.HTTPClient):  # type: ignore[misc]
             )
             response = self.response(answer)
         except requests.RequestException as error:
-            raise RegistryUnavailableError(f"{self.base_uri}: {_reason(error)}") from None
+            raise RegistryUnavailableError(f"{self.base_uri}: {http.reason(error)}") from None
         except OSError as error:  # one of the PEM files
             raise RegistryError(f"{self.base_uri}: {error}") from None
         said = f"{self.base_uri}: {response.code} {response.body.strip()[:200]}"
@@ -423,18 +422,6 @@ class _Http(consul.std.HTTPClient):  # type: ignore[misc]
             return callback(response)
         except (KeyError, ValueError, consul.ConsulException) as error:
             raise RegistryUnavailableError(f"{self.base_uri}: does not answer as Consul does ({error!r})") from None
-
-    def _read_token(self) -> str:
-        try:
-            token = Path(self._token_file).read_text().strip() if self._token_file else self._token
-        except (OSError, UnicodeDecodeError) as error:
-            raise RegistryError(f"the Consul token's file {self._token_file} cannot be read: {error}") from None
-        if not (token.isascii() and token.isprintable()):  # requests would show it in its own complaint
-            raise RegistryError(
-                f"expected the Consul token to be one line of printable ASCII, in {self._token_file or 'the setting'}; "
-                f"found something else, which is not shown here"
-            )
-        return token
 
 
 class _Server(consul.Consul):  # type: ignore[misc]
@@ -714,14 +701,6 @@ def _instance(entry: Mapping[str, Any]) -> Instance:
         datacenter=node["Datacenter"],
         passing=_passes(entry),
     )
-
-
-def _reason(error: requests.RequestException) -> str:
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    if isinstance(error, requests.exceptions.SSLError):
-        return f"TLS failed: {error}"
-    return "connection refused or lost" if isinstance(error, requests.ConnectionError) else str(error)
 
 
 def _unavailable(errors: Sequence[Exception]) -> RegistryUnavailableError:

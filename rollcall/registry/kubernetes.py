@@ -10,22 +10,23 @@ registered when its pod is ready, and gone when that is not, or about to go. Wha
 - An instance has no version and no weight, and of what it wants to tell there is what its Service says in labels.
 - It keeps no keys, and there are no datacenters.
 
-A Service is known here by the label `rollcall/service`, whose value is the name to dial. `tag.rollcall/NAME` gives its
-instances a tag, and `calls.rollcall/NAME` says that they call a service. (EndpointSlices have the labels of their
-Service: https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/#management.) Its port named grpc,
-jsonrpc or http, else the first of any other name, is where instances are called, and `metrics` is where their probes
-are. Whoever looks up needs to get, list and watch endpointslices in that namespace, and nothing else.
+A Service is known here by the label `rollcall/service`, whose value is the name to dial. `tag.rollcall/NAME` gives
+its instances a tag, and `calls.rollcall/NAME` says that they call a service. What is looked at are its
+EndpointSlices: those of a Service that selects its pods have its labels (setEndpointSliceLabels, in
+k8s.io/endpointslice), and those that somebody makes by hand need them too. Its TCP port named grpc, jsonrpc or http,
+in this order, else the first of another name in the alphabet's, is where instances are called, and `metrics` is where
+their probes are. Whoever looks up needs to get, list and watch endpointslices in that namespace, and nothing else.
 """
 
 import json
 import logging
 import os
-import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlsplit
@@ -33,7 +34,7 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from rollcall import clocks
-from rollcall.registry import Check, Instance, RegistryError, RegistryUnavailableError
+from rollcall.registry import Check, Instance, RegistryError, RegistryUnavailableError, http, target
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -50,17 +51,22 @@ NOBODY = f"{SERVICE},!{SERVICE}"
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds who it is: https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CONNECT_TIMEOUT = 2.0  # seconds
 ANSWER_TIMEOUT = 5.0  # seconds, on top of what a watch asks the server to wait
 WATCH_WAIT = 10  # seconds; bounds how long a server that hangs can keep a watch in the dark
 CONFIRM_WAIT = 1.0  # seconds
-BACKOFF = (0.1, 2.0)  # seconds: the first and the longest pause after the server has not answered
+AT_ONCE = 1.0  # seconds; an answer to a watch that ends sooner, and tells nothing, is none
 
 Slices = Mapping[str, Any]
 """EndpointSlices by their uid."""
 
 
-class _ExpiredError(RegistryUnavailableError):
+class _AwayError(RegistryUnavailableError):
+    """The server has not answered, or has no time now: the same question again is a good one."""
+
+
+class _ExpiredError(RegistryError):
     """What has happened since is not known to the server any more: ask for what there is."""
 
 
@@ -68,7 +74,8 @@ class KubernetesRegistry:
     """A `Registry` of the Services in one namespace, by the API server's account.
 
     `api` is the server's URL and `namespace` where to look; by default both are those of the pod that this runs in,
-    whose token is read anew at each request, for it is replaced now and then. Raises ValueError for an address that
+    whose token is read anew at each request, for it is replaced now and then; it is sent by https, or to this machine
+    itself, alone. Raises ValueError for an address that
     cannot be one, and where there is none to be found. Elsewhere, `kubectl proxy` gives one.
 
         registry = KubernetesRegistry("http://127.0.0.1:8001", "default")
@@ -91,9 +98,8 @@ class KubernetesRegistry:
         return gone is not None and not gone.wait(CONFIRM_WAIT)
 
     def deregister(self, instance_id: str) -> None:
-        own = self._own.pop(instance_id, None)
-        if own:
-            own.set()
+        if instance_id in self._own:
+            self._own[instance_id].set()
         elif any(each.id == instance_id for each in self._all()):
             raise RegistryError(
                 f"{instance_id} is registered by Kubernetes, for as long as its pod is there: "
@@ -147,6 +153,7 @@ class KubernetesWatch(Generic[T]):
         seen: T | None = None
         failures, known = 0, _Known()
         while not self._closed.is_set():
+            asked = time.monotonic()
             try:
                 for slices in self._follow(known):
                     failures = 0
@@ -156,15 +163,16 @@ class KubernetesWatch(Generic[T]):
                     if found != seen:
                         seen = found
                         yield found
-                failures = 0
-                self._closed.wait(BACKOFF[0])  # something on the way may end each answer at once
+                if time.monotonic() - asked > AT_ONCE:
+                    failures = 0
+                    continue
             except RegistryError as error:
-                if isinstance(error, _ExpiredError):
-                    known.version = ""
-                elif not failures:  # said once, until an answer comes
+                if not isinstance(error, _AwayError):
+                    known.version = ""  # that is no good any more, or what was made of it
+                if not failures and not isinstance(error, _ExpiredError):  # said once, until an answer comes
                     log.warning("%s: nothing is heard of %s; keeping what is known", error, self._what)
-                self._closed.wait(min(BACKOFF[0] * 2 ** min(failures, 10), BACKOFF[1]) * random.uniform(0.5, 1))  # noqa: S311 (spreads questions, guards nothing)
-                failures += 1
+            self._closed.wait(http.pause(failures))
+            failures += 1
 
     def close(self) -> None:
         self._closed.set()
@@ -192,12 +200,12 @@ class _Known:
         self.slices: dict[str, Any] = {}
 
     def take(self, event: Any) -> None:
-        """Take over a change. Raises `RegistryUnavailableError` when the server says that it has none to tell."""
+        """Take over a change. Raises `RegistryError` when the server says that it has none to tell."""
         try:
             kind, found = event["type"], event["object"]
             if kind == "ERROR":
-                gone = found.get("code") == requests.codes.gone
-                raise (_ExpiredError if gone else RegistryUnavailableError)(str(found.get("message")))
+                gone = found["code"] == requests.codes.gone
+                raise (_ExpiredError if gone else RegistryUnavailableError)(f"{found['code']} {found['message']}")
             metadata = found["metadata"]
             if kind == "DELETED":
                 self.slices.pop(metadata["uid"], None)
@@ -215,6 +223,8 @@ class _Api:
         self._url, self._namespace, self._account = url, namespace, account
         self._session = requests.Session()
         self._session.trust_env = False  # a ~/.netrc would come in the token's place
+        parts = urlsplit(url)
+        self._may_be_told_the_token = parts.scheme == "https" or parts.hostname in LOOPBACK
 
     def __str__(self) -> str:
         return f"Kubernetes at {self._url}"
@@ -248,18 +258,19 @@ class _Api:
                     if line:
                         yield json.loads(line)
             except requests.RequestException as error:
-                raise self._unreachable(error) from None
+                raise _AwayError(f"{self}: {http.reason(error)}") from None
             except ValueError as error:
                 raise _not_kubernetes(error) from None
 
     def _get(self, params: Mapping[str, str], *, stream: bool, timeout: float) -> requests.Response:
         ca = self._account / "ca.crt"
         try:
-            token = self._read("token")
+            file = self._account / "token"
+            token = http.token_from(file) if self._may_be_told_the_token and file.exists() else ""
             namespace = self._namespace or self._read("namespace")
             if not namespace:
                 raise RegistryError(
-                    f"{self}: expected a namespace to look in: give one, or run in a pod that has the token of its "
+                    f"{self}: expected a namespace to look in: name one, or run in a pod that has the token of a "
                     f"ServiceAccount"
                 )
             answer = self._session.get(
@@ -272,7 +283,7 @@ class _Api:
                 allow_redirects=False,  # which would take the token along
             )
         except requests.RequestException as error:
-            raise self._unreachable(error) from None
+            raise _AwayError(f"{self}: {http.reason(error)}") from None
         except (OSError, UnicodeDecodeError) as error:  # one of the account's files
             raise RegistryError(f"{self}: {error}") from None
         if answer.status_code == requests.codes.ok:
@@ -287,7 +298,7 @@ class _Api:
                 f"the namespace {namespace}?"
             )
         if answer.status_code == requests.codes.too_many or answer.status_code >= requests.codes.server_error:
-            raise RegistryUnavailableError(said)
+            raise _AwayError(said)
         raise RegistryError(said)
 
     def _read(self, name: str) -> str:
@@ -296,13 +307,6 @@ class _Api:
             return (self._account / name).read_text().strip()
         except FileNotFoundError:
             return ""
-
-    def _unreachable(self, error: requests.RequestException) -> RegistryUnavailableError:
-        if isinstance(error, requests.Timeout):
-            return RegistryUnavailableError(f"{self}: no answer in time")
-        if isinstance(error, requests.exceptions.SSLError):
-            return RegistryUnavailableError(f"{self}: TLS failed: {error}")
-        return RegistryUnavailableError(f"{self}: connection refused or lost")
 
 
 def _not_kubernetes(error: Exception) -> RegistryUnavailableError:
@@ -324,7 +328,7 @@ def own_api() -> str:
         raise ValueError(
             "expected to run in a pod, or the URL of Kubernetes' API, such as http://127.0.0.1:8001 of kubectl proxy"
         )
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    return f"https://{target(host, int(port))}"
 
 
 def _url(api: str) -> str:
@@ -355,49 +359,62 @@ def _names(slices: Slices) -> tuple[str, ...]:
 
 def _instances(slices: Slices, *, failing: bool) -> tuple[Instance, ...]:
     """Return the instances that are in EndpointSlices, by id; with `failing` also those that do not pass."""
-    # While Kubernetes moves it from one slice to another, an instance can be in both; and in two where it has
-    # addresses of both families. One that passes comes first, then the IPv4 one.
-    found: dict[str, Instance] = {}
-    for each in sorted(slices.values(), key=lambda each: str(each.get("addressType")) == "IPv4"):
+    found: dict[tuple[str, str], tuple[tuple[bool, bool], Instance]] = {}
+    for each in slices.values():
         for endpoint in each.get("endpoints") or ():
             try:
                 instance = _instance(each, endpoint)
             except (ValueError, LookupError, TypeError, AttributeError) as error:  # others' may be anything
-                log.warning("left out of %s: %r", each.get("metadata", {}).get("name"), error)
+                metadata = each.get("metadata", {})
+                _left_out(metadata.get("name"), metadata.get("resourceVersion"), repr(error))
                 continue
-            if instance.id not in found or instance.passing >= found[instance.id].passing:
-                found[instance.id] = instance
-    return tuple(found[id_] for id_ in sorted(found) if failing or found[id_].passing)
+            # A pod that has addresses of both families is in two slices: it is called by the one, whatever passes. And
+            # while Kubernetes moves it from one slice to another it can be in both, of which one is of old.
+            rank = (each["addressType"] == "IPv4", instance.passing)
+            key = (instance.name, instance.id)
+            if key not in found or rank > found[key][0]:
+                found[key] = (rank, instance)
+    return tuple(instance for _, (_, instance) in sorted(found.items()) if failing or instance.passing)
+
+
+@lru_cache(maxsize=1000)
+def _left_out(name: object, version: object, problem: str) -> None:
+    """Say what is left out of an EndpointSlice; once, until that changes."""
+    log.warning("left out of the EndpointSlice %s at its version %s: %s", name, version, problem)
 
 
 def _instance(found: Any, endpoint: Any) -> Instance:
     """Return what stands in an EndpointSlice as an instance."""
     if found["addressType"] not in ("IPv4", "IPv6"):
         raise ValueError(f"expected IP addresses, found {found['addressType']}")
+    ports = {
+        each.get("name") or "": each["port"]
+        for each in found.get("ports") or ()
+        if each.get("port") and each.get("protocol", "TCP") == "TCP"
+    }
+    protocol = next((each for each in PROTOCOLS if each in ports), "")
+    others = sorted(name for name in ports if name != METRICS)
+    if not others:
+        raise ValueError(f"expected a TCP port beside {METRICS}, found {', '.join(ports) or 'none'}")
     labels = found["metadata"]["labels"]
-    ports = {each.get("name") or "": each["port"] for each in found.get("ports") or () if each.get("port")}
-    called = min(
-        (each for each in ports if each != METRICS), key=lambda each: (each not in PROTOCOLS, each), default=""
-    )
-    if called not in ports:
-        raise ValueError(f"expected a port beside {METRICS}, found {', '.join(ports) or 'none'}")
+    conditions = endpoint.get("conditions") or {}
     pod = endpoint.get("targetRef") or {}
-    address = endpoint["addresses"][0]
-    calls = sorted(label.removeprefix(CALLS) for label in labels if label.startswith(CALLS))
+    address, port = endpoint["addresses"][0], ports[protocol or others[0]]
     meta = {
-        "calls": ",".join(calls),
+        "calls": ",".join(sorted(label.removeprefix(CALLS) for label in labels if label.startswith(CALLS))),
         "http_port": str(ports.get(METRICS, "")),
         "node": endpoint.get("nodeName") or "",
-        "protocol": called if called in PROTOCOLS else "",
+        "protocol": protocol,
         "zone": endpoint.get("zone") or "",
     }
-    ready = (endpoint.get("conditions") or {}).get("ready")
     return Instance(
-        id=pod["name"] if pod.get("kind") == "Pod" else f"{address}:{ports[called]}",
+        id=pod["name"] if pod.get("kind") == "Pod" else target(address, port),
         name=labels[SERVICE],
         address=address,
-        port=ports[called],
+        port=port,
         tags=tuple(sorted(label.removeprefix(TAG) for label in labels if label.startswith(TAG))),
         meta={key: value for key, value in meta.items() if value},
-        passing=ready is None or bool(ready),  # unknown is to be read as ready, says the API's reference
+        # Unknown is to be read as ready, says the API's reference; and a Service that publishes addresses that are not
+        # ready calls those ready too that are about to go.
+        passing=conditions.get("ready") is not False and not conditions.get("terminating"),
     )

@@ -84,6 +84,7 @@ def test_names_are_unique(values: Path | None) -> None:
         ("defaults.resources.request.cpu=1", "additional properties 'request' not allowed"),
         ("imge.tag=1", "additional properties 'imge' not allowed"),
         ("services.sum.replicas=many", "got string, want integer"),
+        ("registry=null", "missing property 'registry'"),
         ("registry=mdns", "value must be one of 'consul', 'kubernetes'"),
         ("consul.replicas=2", "value must be one of 1, 3, 5, 7"),
         ("services.sum.protocol=grcp", "value must be one of 'grpc', 'jsonrpc', 'http'"),
@@ -136,6 +137,29 @@ def test_no_pod_may_more_than_it_needs(values: Path | None) -> None:
             assert context["capabilities"] == {"drop": ["ALL"]}
             assert {*container["resources"]["requests"]} == {*container["resources"]["limits"]} == {"cpu", "memory"}
             assert not [each for each in container.get("ports", ()) if "hostPort" in each]
+
+
+ALONE = [f"services.{each}.public=false" for each in PUBLIC]
+"""Values with which the gateway calls nobody, and so nobody calls any but sum."""
+
+
+@pytest.mark.parametrize("registry", ["consul", "kubernetes"])
+@pytest.mark.parametrize("values", [ALONE, ["services.gateway.enabled=false", "networkPolicy.metricsFrom=null"]])
+def test_whom_nobody_calls_nobody_reaches(registry: str, values: list[str]) -> None:
+    flags = [part for value in (f"registry={registry}", *values) for part in ("--set", value)]
+    for name, policy in of_kind("NetworkPolicy", documents(None, *flags)).items():
+        for rule in policy["spec"]["ingress"]:
+            assert rule.get("from") or name == "rollcall-gateway" or "from" not in rule, f"{name} lets everybody in"
+            if name in ("rollcall-hello", "rollcall-greeter") and registry == "kubernetes":
+                assert 8080 not in [each["port"] for each in rule["ports"]]
+
+
+def test_who_only_looks_at_the_system_has_a_token_too() -> None:
+    flags = [part for value in ("registry=kubernetes", *ALONE) for part in ("--set", value)]
+    (binding,) = of_kind("RoleBinding", documents(None, *flags)).values()
+    assert [each["name"] for each in binding["subjects"]] == ["rollcall-gateway", "rollcall-student"]
+    none = [*flags, "--set", "services.gateway.enabled=false", "--set", "services.student.enabled=false"]
+    assert not {"Role", "RoleBinding"} & {each["kind"] for each in documents(None, *none)}
 
 
 def edges(found: list[dict[str, Any]], port: int) -> set[tuple[str, str]]:

@@ -1,4 +1,7 @@
-"""What every registry promises. One suite, run against each of them, and with python-consul as with py-consul."""
+"""What every registry promises that takes registrations. Run against each, and with python-consul as with py-consul.
+
+Kubernetes takes none: what it says of its own is asked for in tests/kind.
+"""
 
 import threading
 import time

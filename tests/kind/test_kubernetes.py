@@ -32,6 +32,8 @@ ASIDE = "/etc/kubernetes/kube-apiserver.yaml"
 
 @pytest.fixture(scope="module")
 def installed(system: System) -> System:
+    system.helm("uninstall", RELEASE, "--ignore-not-found", "--wait", "--timeout", "5m")
+    system.kubectl("delete", "pvc,secret", "--selector", f"app.kubernetes.io/instance={RELEASE}")
     with system.step("install the chart, with Kubernetes as the registry"):
         system.install("--set", "registry=kubernetes")
     return system

@@ -4,6 +4,7 @@ import json
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import requests
 
 from rollcall.registry import Instance, RegistryError, RegistryUnavailableError, TcpCheck, Watch, kubernetes
 from rollcall.registry.kubernetes import KubernetesRegistry
@@ -67,6 +69,7 @@ class Script:
         """The query and the token of each request."""
         self.answers: list[Callable[[BaseHTTPRequestHandler], None]] = []
         self.ended = threading.Event()
+        self.counted = 0
         script = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -117,6 +120,13 @@ class Script:
             handler.close_connection = True
 
         self.answers.append(answer)
+
+    def is_well(self, listed: list[dict[str, Any]], added: list[dict[str, Any]]) -> None:
+        """Answer as a server does: to a list with what there is, to a watch with what comes."""
+        self.says(a_list(*listed, version=8))
+        self.streams(*(event("ADDED", each) for each in added))
+        streams, says = self.answers.pop(), self.answers.pop()
+        self.answers.append(lambda handler: (streams if "watch=1" in handler.path else says)(handler))
 
 
 @pytest.fixture
@@ -190,6 +200,8 @@ def test_what_a_slice_says_is_an_instance(script: Script, registry: KubernetesRe
     [
         ({"metrics": 1, "jsonrpc": 2}, 2, "jsonrpc"),
         ({"http": 3, "admin": 1}, 3, "http"),
+        ({"http": 3, "jsonrpc": 4}, 4, "jsonrpc"),
+        ({"other": 6, "another": 5}, 5, None),
         ({"": 5}, 5, None),
         ({"other": 6, "metrics": 1}, 6, None),
     ],
@@ -225,8 +237,9 @@ def test_an_instance_in_two_slices_is_one(script: Script, registry: KubernetesRe
     slices = [
         a_slice("a", "pod-1", ready=False),
         a_slice("b", "pod-1"),
-        a_slice("c", "pod-2"),
+        a_slice("c", "pod-2", ready=False),
         a_slice("d", "pod-2", kind="IPv6"),
+        a_slice("e", "pod-3", kind="IPv6"),
     ]
     for each in (slices, slices[::-1]):
         script.answers.clear()
@@ -234,8 +247,22 @@ def test_an_instance_in_two_slices_is_one(script: Script, registry: KubernetesRe
         found = registry.instances("sum", failing=True)
         assert [(one.id, one.address, one.passing) for one in found] == [
             ("pod-1", "10.0.0.1", True),
-            ("pod-2", "10.0.0.2", True),
+            ("pod-2", "10.0.0.2", False),
+            ("pod-3", "fd00::3", True),
         ]
+
+
+def test_a_pod_behind_two_services_is_an_instance_of_each(script: Script, registry: KubernetesRegistry) -> None:
+    script.says(a_list(a_slice("a", "pod-1"), a_slice("b", "pod-1", labels={"rollcall/service": "admin"})))
+    assert registry.services() == ("admin", "sum")
+
+
+def test_what_is_about_to_go_does_not_pass_even_where_its_service_says_so(
+    script: Script, registry: KubernetesRegistry
+) -> None:
+    """As one with publishNotReadyAddresses does."""
+    script.says(a_list(a_slice("a", "pod-1", ready=True, terminating=True)))
+    assert registry.instances("sum") == ()
 
 
 def test_what_cannot_be_called_is_left_out(
@@ -244,12 +271,16 @@ def test_what_cannot_be_called_is_left_out(
     bad = [
         a_slice("b", "pod-2", kind="FQDN"),
         a_slice("c", "pod-3", ports={"metrics": 1}),
+        {**a_slice("f", "pod-6"), "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]},
         {**a_slice("d", "pod-4"), "endpoints": [{"addresses": []}, None, {"targetRef": "what"}]},
         {**a_slice("e", "pod-5"), "endpoints": None, "ports": None},
     ]
     script.says(a_list(a_slice("a", "pod-1"), *bad))
     assert [each.id for each in registry.instances("sum", failing=True)] == ["pod-1"]
-    assert "expected a port beside metrics" in caplog.text
+    assert "expected a TCP port beside metrics" in caplog.text
+    caplog.clear()
+    registry.instances("sum")
+    assert not caplog.messages, "said once"
 
 
 def test_an_address_without_a_pod_has_itself_as_its_id(script: Script, registry: KubernetesRegistry) -> None:
@@ -369,18 +400,74 @@ def test_a_watch_rides_out_a_server_that_is_not_well(
     script.says(a_list(a_slice("a", "pod-1"), version=7))
     for _ in range(3):
         script.says(said, status)
-    script.streams(event("ADDED", a_slice("b", "pod-2", version=9)))
+    script.is_well([a_slice("a", "pod-1")], [a_slice("b", "pod-2", version=9)])
     follower = followed()
     assert [follower.next(), follower.next()] == [["pod-1"], ["pod-1", "pod-2"]], "what was known is kept"
     said_it = [each for each in caplog.messages if "nothing is heard of 'sum'; keeping what is known" in each]
     assert len(said_it) == 2, caplog.messages
 
 
+@pytest.mark.parametrize(("status", "code"), [(400, 400), (200, 504)])
+def test_a_watch_that_is_refused_begins_anew(
+    script: Script, followed: Callable[[], Followed], status: int, code: int
+) -> None:
+    said = {"kind": "Status", "code": code, "message": "invalid resource version"}
+    script.says(a_list(a_slice("a", "pod-1"), version=7))
+    script.says(json.dumps(said).encode() if status != 200 else event("ERROR", said), status)
+    script.says(a_list(a_slice("b", "pod-2"), version=70))
+    script.streams()
+    follower = followed()
+    assert [follower.next(), follower.next()] == [["pod-1"], ["pod-2"]]
+    asked = [script.asked.get(timeout=SECONDS)[0] for _ in range(3)]
+    assert [each.get("resourceVersion") for each in asked] == ["0", "7", None]
+
+
+def test_a_watch_does_not_press_a_server_that_ends_each_answer_at_once(
+    script: Script, followed: Callable[[], Followed]
+) -> None:
+    script.says(a_list(a_slice("a", "pod-1"), version=7))
+    script.streams(then="ends")
+    assert followed().next() == ["pod-1"]
+    until = time.monotonic() + 2.0
+    while (left := until - time.monotonic()) > 0:
+        with suppress(queue.Empty):
+            script.asked.get(timeout=left)
+            script.counted += 1
+    assert 3 <= script.counted <= 12
+
+
+def test_a_token_that_cannot_be_one_is_not_shown(
+    script: Script, registry: KubernetesRegistry, account: Path, followed: Callable[[], Followed]
+) -> None:
+    (account / "token").write_text("secrét")
+    with pytest.raises(RegistryError, match="expected the token to be one line of printable ASCII") as refused:
+        registry.services()
+    assert "secr" not in str(refused.value)
+    script.says(a_list(a_slice("a", "pod-1")))
+    script.streams()
+    follower = followed()
+    (account / "token").write_text("secret")
+    assert follower.next() == ["pod-1"], "a watch rides that out, too"
+
+
+def test_a_token_is_not_sent_in_the_clear_to_another_machine(account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    def refuse(_: object, request: Any, **__: object) -> None:
+        sent.append(request.headers.get("Authorization"))
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", refuse)
+    for url in ("http://example.org:8001", "https://example.org:8001"):
+        with pytest.raises(RegistryUnavailableError):
+            KubernetesRegistry(url, account=account).services()
+    assert sent == [None, "Bearer secret"]
+
+
 def test_a_watch_leaves_a_server_that_hangs(
     script: Script, followed: Callable[[], Followed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "WATCH_WAIT", 0)
-    monkeypatch.setattr(kubernetes, "ANSWER_TIMEOUT", 0.3)
+    monkeypatch.setattr(kubernetes, "WATCH_WAIT", -4)  # with ANSWER_TIMEOUT, a second
     script.says(a_list(a_slice("a", "pod-1"), version=7))
     script.streams(event("ADDED", a_slice("b", "pod-2", version=9)))
     script.streams(event("DELETED", a_slice("a", "pod-1", version=10)))
@@ -434,6 +521,9 @@ def test_an_instances_own_registration_is_kubernetes_to_make(script: Script, reg
     threading.Thread(target=lambda: confirmed.put(registry.confirm(instance))).start()
     registry.deregister("pod-1")
     assert confirmed.get(timeout=SECONDS) is False
+    registry.deregister("pod-1")
+    registry.register(instance, TcpCheck())
+    assert registry.confirm(instance)
     assert script.asked.empty()
 
 

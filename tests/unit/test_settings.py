@@ -34,7 +34,10 @@ def test_kubernetes_is_found_by_what_a_pod_is_told_or_by_a_setting(monkeypatch: 
     with pytest.raises(BadSettingError, match="ROLLCALL_KUBERNETES_API: expected to run in a pod"):
         load(RegistrySettings).open_registry()
     with pytest.raises(BadSettingError, match="ROLLCALL_KUBERNETES_API: expected the URL of Kubernetes' API"):
-        load(RegistrySettings, ["--kubernetes_api", "127.0.0.1:8001"]).open_registry()
+        load(RegistrySettings, ["--kubernetes_api", "127.0.0.1:8001", "--kubernetes_namespace", "x"]).open_registry()
+    with pytest.raises(BadSettingError, match="ROLLCALL_KUBERNETES_NAMESPACE: expected the namespace to look in"):
+        load(RegistrySettings, ["--kubernetes_api", "http://127.0.0.1:8001"]).open_registry()
+    monkeypatch.setenv("ROLLCALL_KUBERNETES_NAMESPACE", "here")
     given = load(ServiceSettings, ["--kubernetes-api", "http://127.0.0.1:8001", "--host", "::"])
     assert str(given.open_registry()) == "Kubernetes at http://127.0.0.1:8001"
     assert given.advertised() == "127.0.0.1", "the address in the direction of that"

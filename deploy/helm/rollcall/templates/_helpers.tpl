@@ -157,7 +157,14 @@ capabilities:
   matchLabelKeys: [pod-template-hash]
 {{- end -}}
 
-{{/* In a NetworkPolicy: to the names of the cluster. */}}
+{{/* In a NetworkPolicy: a component's pods, as one of a rule's peers. Takes a list: the root, and its name. */}}
+{{- define "rollcall.peer" -}}
+podSelector:
+  matchLabels:
+    {{- include "rollcall.selector" . | nindent 4 }}
+{{- end -}}
+
+{{/* To the names of the cluster. */}}
 {{- define "rollcall.toDns" -}}
 - to:
     - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}
