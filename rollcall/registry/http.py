@@ -12,7 +12,7 @@ BACKOFF = (0.1, 2.0)  # seconds: the first and the longest pause after there was
 
 def pause(rounds: int) -> float:
     """Return the seconds to wait before the next question, after so many rounds without an answer."""
-    return min(BACKOFF[0] * 2 ** min(rounds, 10), BACKOFF[1]) * random.uniform(0.5, 1)  # noqa: S311 (spreads questions, guards nothing)
+    return min(BACKOFF[0] * 2.0 ** min(rounds, 10), BACKOFF[1]) * random.uniform(0.5, 1)  # noqa: S311 (spreads questions, guards nothing)
 
 
 def token_from(file: str | Path, token: str = "") -> str:
