@@ -1,4 +1,4 @@
-"""What the Consul registry promises beyond the contract of every registry: checks, tokens, TLS, servers in trouble."""
+"""What the Consul registry promises beyond the contract of all: checks, tokens, TLS, servers in trouble."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What the mDNS registry promises beyond the contract of every registry; on loopback, where multicasts go round."""
+"""What the mDNS registry promises beyond the contract of all; on loopback, where multicasts go round."""
 
 import json
 import subprocess
