@@ -37,6 +37,7 @@ from rollcall.registry import Instance, Registry
 log = logging.getLogger(__name__)
 
 EXPLAINED_WITHIN = 15.0  # seconds that the registry may take to say what there is
+LINGER = 2.0  # seconds in which the C core hears of a change, and sends its calls elsewhere
 
 
 class Bridge:
@@ -237,9 +238,12 @@ class _Explainer(grpc.GenericRpcHandler):
         yield b""  # never reached: makes this the generator that a stream's handler has to be
 
     def close(self) -> None:
-        """Answer no further calls; those that wait for an explanation are told to come again."""
+        """Explain no more; the calls that wait for that, and those on their way, are told to come again."""
         self._closed = True
-        self._server.stop(EXPLAINED_WITHIN)
+        # Not at once: a call that comes to a server while it stops is not refused, but cancelled.
+        stopping = threading.Timer(LINGER, self._server.stop, [EXPLAINED_WITHIN])
+        stopping.daemon = True
+        stopping.start()
 
 
 class _Ads(AggregatedDiscoveryServiceServicer):  # type: ignore[misc]

@@ -83,7 +83,7 @@ def test_one_that_dies_without_a_word_is_gone_when_its_time_is_over(opened: Open
 def test_one_that_does_not_confirm_in_its_own_time_is_not_announced(opened: Open) -> None:
     here, there = opened(), opened()
     here.register(ONE, TtlCheck(1.5))
-    eventually("it is heard", lambda: ids(there) == [ONE.id])
+    eventually("it is heard", lambda: here.confirm(ONE) and ids(there) == [ONE.id])
     eventually("it has gone here", lambda: ids(here) == [], 5)
     eventually("and there", lambda: ids(there) == [], 2 * module.TTL)
     assert here.confirm(ONE)

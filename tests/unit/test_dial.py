@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent import futures
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
@@ -288,6 +289,36 @@ def test_a_call_that_waits_for_an_explanation_is_made_when_an_instance_has_come_
         assert add(channel) == 999
         registry.go.set()
         assert call.result().res == 999
+
+
+def test_no_call_is_cancelled_when_the_first_instance_comes(registry: rollcall.MemoryRegistry, name: str) -> None:
+    """Those on their way to where it is explained that there is none: six times, as not each time one is."""
+    statuses: Counter[grpc.StatusCode] = Counter()
+    done = threading.Event()
+
+    def call(channel: rollcall.SyncChannel) -> None:
+        while not done.is_set():
+            try:
+                add(channel)
+                statuses[grpc.StatusCode.OK] += 1
+            except grpc.RpcError as error:
+                statuses[error.code()] += 1
+
+    for turn in range(6):
+        statuses.clear()
+        done.clear()
+        each = f"{name}-{turn}"
+        with Server() as server, rollcall.dial_sync(each, registry=registry, deadline=5) as channel:
+            callers = [threading.Thread(target=call, args=[channel]) for _ in range(8)]
+            for caller in callers:
+                caller.start()
+            eventually("it is explained", lambda: statuses[grpc.StatusCode.UNAVAILABLE] > 20)
+            sign_up(registry, each, server.port)
+            eventually("it is called", lambda: statuses[grpc.StatusCode.OK] > 100)
+            done.set()
+            for caller in callers:
+                caller.join()
+        assert {*statuses} == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
 
 
 def test_a_registry_that_is_not_there_is_told_of_within_the_deadline(name: str) -> None:
