@@ -75,8 +75,8 @@ class KubernetesRegistry:
 
     `api` is the server's URL and `namespace` where to look; by default both are those of the pod that this runs in,
     whose token is read anew at each request, for it is replaced now and then; it is sent by https, or to this machine
-    itself, alone. Raises ValueError for an address that
-    cannot be one, and where there is none to be found. Elsewhere, `kubectl proxy` gives one.
+    itself, alone. Elsewhere, `kubectl proxy` gives an address. Raises ValueError for what cannot be one, and where
+    there is none to be found.
 
         registry = KubernetesRegistry("http://127.0.0.1:8001", "default")
         registry.instances("sum")
@@ -100,7 +100,7 @@ class KubernetesRegistry:
     def deregister(self, instance_id: str) -> None:
         if instance_id in self._own:
             self._own[instance_id].set()
-        elif any(each.id == instance_id for each in self._all()):
+        elif any(each.id == instance_id for each in _instances(self._list(_selector()), failing=True)):
             raise RegistryError(
                 f"{instance_id} is registered by Kubernetes, for as long as its pod is there: "
                 f"kubectl delete pod {instance_id}"
@@ -131,9 +131,6 @@ class KubernetesRegistry:
 
     def _watch(self, what: str, selector: str, answer: Callable[[Slices], T]) -> "KubernetesWatch[T]":
         return KubernetesWatch(_Api(*self._where), what, selector, answer)  # it has a connection of its own
-
-    def _all(self) -> tuple[Instance, ...]:
-        return _instances(self._list(_selector()), failing=True)
 
     def _list(self, selector: str, *, certain: bool = False) -> Slices:
         return self._api.list(selector, certain=certain)[1]
