@@ -38,14 +38,18 @@ class Seen:
 
 
 def look(instance: Instance) -> Seen:
-    """Connect to an instance, and where it says that it speaks gRPC, ask it by gRPC's health protocol how it is."""
+    """Connect to an instance and ask it how it is: by gRPC's health protocol where it speaks that, else its probes."""
     begun = time.monotonic()
     answer, reached = _connects(instance)
-    well = reached
+    well, clock = reached, 0.0
     if reached and instance.meta.get("protocol") == "grpc":
         answer, well = _grpc_health(instance)
     took = 1000 * (time.monotonic() - begun)
-    return Seen(instance, answer, well, reached, took, _clock(instance) if reached else 0.0)
+    if reached and instance.meta.get("http_port", "").isdecimal():
+        ill, clock = _probed(instance)
+        if instance.meta.get("protocol") != "grpc":  # one that hangs can be connected to, and checked so, all the same
+            answer, well = ill or answer, not ill
+    return Seen(instance, answer, well, reached, took, clock)
 
 
 def _grpc_health(instance: Instance) -> tuple[str, bool]:
@@ -72,21 +76,22 @@ def _connects(instance: Instance) -> tuple[str, bool]:
     return "it can be connected to", True
 
 
-def _clock(instance: Instance) -> float:
-    """Return by how much an instance's clock is ahead, as its probes tell; 0 where they do not."""
-    port = instance.meta.get("http_port", "")
-    if not port.isdecimal():
-        return 0.0
-    connection = http.client.HTTPConnection(instance.address, int(port), timeout=TIMEOUT)
+def _probed(instance: Instance) -> tuple[str, float]:
+    """Return why an instance's probes do not say that it is alive, and by how many seconds its clock is ahead."""
+    connection = http.client.HTTPConnection(instance.address, int(instance.meta["http_port"]), timeout=TIMEOUT)
     try:
         asked = time.time()
         connection.request("GET", "/livez")
-        date = connection.getresponse().headers.get("Date", "")
-        return clocks.apart(date, asked, time.time()) if date else 0.0
-    except (OSError, ValueError, http.client.HTTPException):
-        return 0.0
+        answer = connection.getresponse()
+        date = answer.headers.get("Date", "")
+        clock = clocks.apart(date, asked, time.time()) if date else 0.0
+    except TimeoutError:
+        return f"it can be connected to, but its probes have not answered within {TIMEOUT:g} s", 0.0
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"it can be connected to, but its probes cannot be asked: {error}", 0.0
     finally:
         connection.close()
+    return "" if answer.status == http.HTTPStatus.OK else f"its probes say {answer.status}", clock
 
 
 def look_at(instances: Iterable[Instance]) -> list[Seen]:

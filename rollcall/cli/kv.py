@@ -69,10 +69,7 @@ def get(registry: Registry, service: str | None, setting: str | None, *, as_json
     reports = _reports(registry, names, strangers=bool(service))
     if setting:
         _known(setting, service or "", reports)
-    if as_json:
-        show.document([{**each, "settings": _of(each, setting)} for each in reports])
-    else:
-        _show(reports, setting)
+    _tell(reports, setting, as_json=as_json)
     if any(_refusals(reports, setting)) or any("problem" in each for each in reports):
         raise click.exceptions.Exit(show.NOT_WELL)
 
@@ -82,8 +79,11 @@ def get(registry: Registry, service: str | None, setting: str | None, *, as_json
 @setting
 @click.argument("value")
 @instance
+@show.as_json
 @pass_keys
-def set_(registry: Registry, keys: Keys, service: str, setting: str, value: str, instance: str) -> None:
+def set_(
+    registry: Registry, keys: Keys, service: str, setting: str, value: str, instance: str, *, as_json: bool
+) -> None:
     """Change a setting of all instances, or of one.
 
     Waits until they have it. Exits with 1 when one refuses the value: it keeps the one it has.
@@ -93,7 +93,7 @@ def set_(registry: Registry, keys: Keys, service: str, setting: str, value: str,
     keys.put(key, value)
     ids = [each["instance"] for each in reports]
     taken = _wait(registry, service, ids, lambda found: _follows(found, setting, key, value))
-    _show(taken, setting)
+    _tell(taken, setting, as_json=as_json)
     if any(_refusals(taken, setting)):
         back = f"{service} {setting}" + (f" --instance {instance}" if instance else "")
         raise show.FoundError(f"what was in force stays: set another value, or: rollcall kv unset {back}")
@@ -103,8 +103,9 @@ def set_(registry: Registry, keys: Keys, service: str, setting: str, value: str,
 @service
 @setting
 @instance
+@show.as_json
 @pass_keys
-def unset(registry: Registry, keys: Keys, service: str, setting: str, instance: str) -> None:
+def unset(registry: Registry, keys: Keys, service: str, setting: str, instance: str, *, as_json: bool) -> None:
     """Take back what was set.
 
     For all instances, or for one. What they were started with is in force again.
@@ -116,7 +117,8 @@ def unset(registry: Registry, keys: Keys, service: str, setting: str, instance: 
         raise show.unknown(f"setting of {service} in {registry}:", key.removeprefix(f"{ROOT}{service}/"), listed)
     keys.delete(key)
     ids = [each["instance"] for each in _reports(registry, [service]) if "problem" not in each]
-    _show(_wait(registry, service, ids, lambda found: key not in (each["key"] for each in _entries(found))), setting)
+    taken = _wait(registry, service, ids, lambda found: key not in (each["key"] for each in _entries(found)))
+    _tell(taken, setting, as_json=as_json)
 
 
 @kv.command()
@@ -171,9 +173,13 @@ def _known(setting: str, service: str, reports: Sequence[Report]) -> None:
 
 
 def _reports(registry: Registry, names: Iterable[str], *, strangers: bool = True) -> list[Report]:
-    """Ask all instances of these services; those that are none of Rollcall's only to say so."""
+    """Ask all instances of these services; those that are none of Rollcall's only to say so.
+
+    Another datacenter's follow the keys of that.
+    """
     listing = show.Listing(registry)
-    instances = [each for name in names for each in listing(name) if strangers or _tells(each)]
+    own = [each for name in names for each in listing(name) if not each.priority]
+    instances = [each for each in own if strangers or _tells(each)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(_report, instances))
 
@@ -239,6 +245,13 @@ def _refusals(reports: Iterable[Report], setting: str | None) -> Iterable[str]:
                 same.setdefault((each["text"], each["key"], each["refused"]), []).append(report["instance"])
     for (text, key, why), ids in same.items():
         yield f"{text!r} of {key} by {', '.join(ids)}: {why}"
+
+
+def _tell(reports: Sequence[Report], setting: str | None, *, as_json: bool) -> None:
+    if as_json:
+        show.document([{**each, "settings": _of(each, setting)} for each in reports])
+    else:
+        _show(reports, setting)
 
 
 def _show(reports: Sequence[Report], setting: str | None) -> None:

@@ -89,12 +89,13 @@ def _tell(before: dict[str, Instance], now: dict[str, Instance]) -> None:
 
 @click.command()
 @click.argument("instance_id", metavar="ID")
+@show.as_json
 @show.pass_registry
-def deregister(registry: Registry, instance_id: str) -> None:
+def deregister(registry: Registry, instance_id: str, *, as_json: bool) -> None:
     """Remove a registration that was left.
 
-    Wherever it is held. For what somebody has left behind: an instance that runs notices within about a second, and
-    registers again.
+    From each agent of Consul that --consul names. For what somebody has left behind: an instance that runs notices
+    within about a second, and registers again.
     """
     listing = show.Listing(registry)
     registered = {each.id: each for name in registry.services() for each in listing(name)}
@@ -110,6 +111,9 @@ def deregister(registry: Registry, instance_id: str) -> None:
                 f"held by an agent that was not asked: name that one by --consul"
             )
         time.sleep(PAUSE)
+    if as_json:
+        show.document(_fields(registered[instance_id]))
+        return
     click.echo(f"deregistered {instance_id}, of {name}, at {registered[instance_id].target}")
 
 

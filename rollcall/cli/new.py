@@ -15,12 +15,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rollcall.cli import show
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-LONGEST = 35
-"""Most characters of a service's name, its namespace included: Kubernetes takes 63, with a release's name before it."""
+LONGEST = 30
+"""Most characters of a service's name, its namespace included: the chart takes no more, for Kubernetes takes 63 of a
+Service's, with the release's name before it and `headless` behind."""
 LIBRARY = "rollcall-chassis"
 """What packages know the library by."""
-TAKEN = ("consul", "contracts", "google", "grpc", "protos", "rollcall", "services", "test", "tests", "wheels")
-"""Names of packages, folders and services that a service's own would come in the way of."""
+TAKEN = (
+    *("consul", "consul-client", "consul-server", "test"),
+    *("contracts", "google", "grpc", "protos", "rollcall", "services", "tests", "wheels"),
+)
+"""Names of the chart's own components, and of packages and folders, that a service's would come in the way of."""
 
 
 @dataclass(frozen=True)

@@ -103,17 +103,17 @@ class Listing:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._old = False
+        self._old = ""
 
     def __call__(self, name: str, tag: str = "") -> tuple[Instance, ...]:
         """Return all instances of a service. Raises `RegistryError` when nobody can be asked at all."""
         if not self._old:
             try:
                 return self._registry.instances(name, tag, failing=True, certain=True)
-            except RegistryUnavailableError:
-                self._old = True
+            except RegistryUnavailableError as error:
+                self._old = str(error)
         found = self._registry.instances(name, tag, failing=True)
-        click.echo(f"{name}: there is no leader to ask: this may be old", err=True)
+        click.echo(f"{name}: this may be old: {self._old}", err=True)
         return found
 
 

@@ -17,6 +17,7 @@ from deploy.k8s.__main__ import BASE, TABLE, rendered, table
 from deploy.kind.cluster import CHART, ROOT
 from deploy.kind.cluster import run as run_tool
 from deploy.local import LocalError
+from tests import making
 
 VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
 """Of Kubernetes, that the chart is meant for: README and Chart.yaml say so, too."""
@@ -90,6 +91,12 @@ def test_names_are_unique(values: Path | None) -> None:
         ("services.sum.protocol=grcp", "value must be one of 'grpc', 'jsonrpc', 'http'"),
         ("services.student.store.size=1Gb", "does not match pattern"),
         ("services.Sum.replicas=1", "does not match pattern"),
+        ("services.consul-server.replicas=1", "'not' failed"),
+        (f"services.{'a' * 31}.replicas=1", "maxLength: got 31, want 30"),
+        (
+            f"fullnameOverride={'a' * 40},services.{'b' * 20}.replicas=1",
+            "expected names of at most 63 characters, found",
+        ),
         ("consul.external.addresses[0]=consul", "does not match pattern"),
         ("services.sum.calls[0]=smu", 'expected names of services, or *, found "smu"; there are: gateway, greeter'),
         ("services.student.replicas=3", "services.student.replicas: expected 1, found 3"),
@@ -98,6 +105,21 @@ def test_names_are_unique(values: Path | None) -> None:
 def test_what_cannot_be_meant_is_refused(flag: str, complaint: str) -> None:
     with pytest.raises(LocalError, match=re.escape(complaint)):
         documents(None, "--set", flag)
+
+
+@pytest.mark.parametrize("place", ["here", "alone"])
+@pytest.mark.parametrize("kind", ["srv", "web"])
+@pytest.mark.parametrize("name", ["s", "n" * 25])
+def test_the_values_of_a_service_from_the_generator_are_taken(tmp_path: Path, name: str, kind: str, place: str) -> None:
+    if place == "here":
+        making.copy(tmp_path)
+    folder = tmp_path / "rollcall" if place == "here" else tmp_path
+    making.new(folder, name, "--type", kind, "--namespace", "acme")
+    (values,) = folder.rglob(f"*acme*{name}*/values.yaml")
+    found = documents(values)
+    assert f"rollcall-acme-{name}" in of_kind("Deployment", found)
+    for document in found:
+        kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from zeroconf import IPVersion, ServiceInfo, Zeroconf
 from rollcall.registry import DuplicateInstanceError, Instance, RegistryError, RegistryUnavailableError, TtlCheck
 from rollcall.registry import mdns as module
 from rollcall.registry.mdns import MdnsRegistry
+from rollcall.settings import ServiceSettings, load
 from tests.making import ROOT
 from tests.waiting import Following, eventually
 
@@ -28,8 +29,8 @@ def opened() -> Iterator[Open]:
     common = uuid.uuid4().hex
     registries: list[MdnsRegistry] = []
 
-    def open_(group: str = common) -> MdnsRegistry:
-        registries.append(MdnsRegistry(group=group))
+    def open_(group: str = common, interface: str = "127.0.0.1") -> MdnsRegistry:
+        registries.append(MdnsRegistry(interface, group))
         return registries[-1]
 
     yield open_
@@ -51,6 +52,20 @@ def test_a_goodbye_is_heard_at_once(opened: Open) -> None:
         here.deregister(ONE.id)
         watched.until("it has gone", lambda seen: seen == ())
         assert time.monotonic() - begun < 1
+
+
+def own_address() -> str:
+    """Return an address of this machine's on a network that is not loopback; loopback's where there is none."""
+    return load(ServiceSettings, ["--host", "::", "--registry", "mdns", "--mdns-interface", "all"]).advertised()
+
+
+@pytest.mark.parametrize("interface", [module.EVERYWHERE, own_address()])
+def test_on_a_network(opened: Open, interface: str) -> None:
+    here, there = opened(interface=interface), opened(interface=interface)
+    here.register(ONE, CHECK)
+    eventually("it is heard", lambda: ids(there) == [ONE.id])
+    here.deregister(ONE.id)
+    eventually("it has gone", lambda: ids(there) == [])
 
 
 HOUSEKEEPING = 11  # seconds; zeroconf looks for what has expired each ten

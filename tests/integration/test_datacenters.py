@@ -1,6 +1,9 @@
 """Two datacenters: its own instances are called while one of them can be, and the other's else; none fails."""
 
 import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,10 +11,11 @@ from signal import SIGKILL, SIGTERM, Signals
 
 import pytest
 
+import rollcall
 from deploy.local.cluster import SERVERS, Cluster, free_ports
 from deploy.local.guard import Guard
 from rollcall.registry import RegistryUnavailableError
-from tests.integration.fleet import CALLS, Fleet, Tally, eventually, load
+from tests.integration.fleet import CALLS, ROOT, Fleet, Tally, eventually, load
 from tests.integration.test_trouble import WORKS, Work, none_failed, start
 
 pytestmark = pytest.mark.trouble
@@ -74,6 +78,24 @@ def test_it_goes_to_the_other_and_comes_back(
         none_failed(report, {name: tally})
 
     asyncio.run(scenario())
+
+
+def test_settings_are_set_and_shown_in_ones_own(fleets: tuple[Fleet, Fleet]) -> None:
+    """An instance follows the keys of its own datacenter."""
+    ours, _ = asyncio.run(started(fleets, "sum"))
+    ran = subprocess.run(
+        [sys.executable, "-m", "rollcall", "kv", "set", "sum", "log-level", "debug", "--json"],
+        env=fleets[0].environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = {each["instance"]: each["settings"][0]["value"] for each in json.loads(ran.stdout)}
+    assert told == dict.fromkeys(ours, "debug")
+    rollcall.ConsulRegistry(fleets[0].cluster.addresses).delete("rollcall/sum/log-level")
 
 
 async def only(tally: Tally, ids: list[str]) -> None:

@@ -133,6 +133,19 @@ def test_the_limits_of_the_gateway(system: System) -> None:
             system.fleet.signal(instance, signal.SIGCONT)
 
 
+def test_how_long_an_instance_drains(system: System) -> None:
+    for instance, seconds in (("sum-2", 3.0), ("sum-1", 0.0)):
+        system.registry.put(f"rollcall/sum/{instance}/drain", str(seconds))
+        system.becomes(instance, "drain", seconds)
+    took = {}
+    for instance in ("sum-2", "sum-1"):
+        begun = time.monotonic()
+        system.fleet.stop(instance)
+        took[instance] = time.monotonic() - begun
+        system.fleet.start(instance)
+    assert took["sum-2"] - took["sum-1"] > 2, took
+
+
 def test_a_bad_value_is_refused_logged_once_and_shown_as_a_metric(system: System) -> None:
     system.registry.put("rollcall/sum/retries", "2")
     system.becomes("sum-1", "retries", 2)

@@ -33,14 +33,16 @@ class Terminal:
     def type(self, typed: Typed) -> None:
         deadline = time.monotonic() + LOOK_SECONDS
         while True:
-            printed = self._run(typed.command.replace(":8541", f":{self._port + GATEWAY}"))
+            code, printed, complaint = self._run(typed.command.replace(":8541", f":{self._port + GATEWAY}"))
             if typed.is_answered_by(printed):
+                # What is to fail is shown with what it complains of.
+                assert code == 0 or "2>&1" in typed.command, f"$ {typed.command}\nexit code {code}: {complaint}"
                 return
             again = any(look in typed.command for look in LOOKS) and time.monotonic() < deadline
-            assert again, f"$ {typed.command}\nexpected {typed.shown}\nfound {printed.splitlines()}"
+            assert again, f"$ {typed.command}\nexpected {typed.shown}\nfound {printed.splitlines()}\n{complaint}"
             time.sleep(PAUSE)
 
-    def _run(self, command: str) -> str:
+    def _run(self, command: str) -> tuple[int, str, str]:
         with subprocess.Popen(
             ["bash", "-c", command],
             cwd=self._folder,
@@ -52,11 +54,11 @@ class Terminal:
         ) as shell:
             self._guard.watch(shell.pid)
             try:
-                out, _ = shell.communicate(timeout=SECONDS)
+                out, err = shell.communicate(timeout=SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(shell.pid, signal.SIGKILL)
                 raise
-        return out
+        return shell.returncode, out, err
 
 
 @pytest.fixture

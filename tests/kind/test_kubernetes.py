@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deploy.kind.cluster import run
+from deploy.kind.cluster import ROOT, run
 from deploy.local import LocalError
 from rollcall.registry import Instance, RegistryError
 from rollcall.registry.kubernetes import ACCOUNT, KubernetesRegistry
@@ -25,6 +25,7 @@ from tests.kind.system import CALLED, NAMESPACE, RELEASE, SERVICES, System, even
 
 pytestmark = pytest.mark.timeout(600)
 
+DOC = ROOT / "docs/kubernetes.md"
 AWAY = 20.0  # seconds for which there is no API server
 MANIFEST = "/etc/kubernetes/manifests/kube-apiserver.yaml"
 ASIDE = "/etc/kubernetes/kube-apiserver.yaml"
@@ -127,6 +128,21 @@ def test_a_watch_tells_who_comes_and_who_goes(installed: System, registry: Kuber
         until(lambda instances: len(instances) == 3)
 
 
+def test_a_service_that_is_not_ours_is_found_once_it_is_labelled(
+    installed: System, registry: KubernetesRegistry
+) -> None:
+    (typed,) = re.findall(r"^    kubectl (-n rollcall label .*)$", DOC.read_text(), re.MULTILINE)
+    installed.apply("prices")
+    try:
+        assert registry.instances("prices") == ()
+        installed.kind.kubectl(*typed.split())
+        found = eventually("it is found", lambda: registry.instances("prices"))
+        assert [each.id for each in found] == installed.pods("sum")
+        assert "prices" in registry.services()
+    finally:
+        installed.kubectl("delete", "service", "prices")
+
+
 def test_the_command_finds_them_too(installed: System, api: str) -> None:
     env = {
         "ROLLCALL_REGISTRY": "kubernetes",
@@ -187,6 +203,26 @@ def test_scaling_up_and_down(called: System, registry: KubernetesRegistry) -> No
 
 def test_a_pod_is_deleted_without_grace(called: System, registry: KubernetesRegistry) -> None:
     troubles.deletion_without_grace(called, lambda: whole(called, registry))
+
+
+def test_an_instance_freezes(called: System, registry: KubernetesRegistry) -> None:
+    """For as long as it takes the kubelet to find that out; the callers do so before."""
+    pod = called.pods("sum")[0]
+    node = called.get("pod", pod)["spec"]["nodeName"]
+    with called.trouble("an instance of sum freezes, and is not listed for that") as seen:
+        signal_in(pod, node, "STOP")
+        try:
+            eventually("it is not listed", lambda: pod not in [each.id for each in registry.instances("sum")])
+            assert seen().calls["sum"], "calls went on meanwhile"
+        finally:
+            signal_in(pod, node, "CONT")
+        eventually("it is listed again", lambda: whole(called, registry))
+
+
+def signal_in(pod: str, node: str, name: str) -> None:
+    """Send a signal to what runs in a pod, from its node, as nothing within can stop the first process there."""
+    script = f"grep -lsxz HOSTNAME={pod} /proc/[0-9]*/environ | cut -d/ -f3 | xargs kill -{name}"
+    run(["docker", "exec", node, "bash", "-c", script])
 
 
 def test_a_node_is_drained(called: System, registry: KubernetesRegistry) -> None:

@@ -1,6 +1,10 @@
 """`make up` in its other shapes: with client agents, and with a second datacenter."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +84,16 @@ def test_two_datacenters_with_client_agents(local: Local) -> None:
     eventually("all have gone", lambda: not local.pids())
 
 
+def command(local: Local, *arguments: str, code: int = 0) -> str:
+    """Run `rollcall` beside what runs without Consul, as a person does there."""
+    env = {**os.environ, "ROLLCALL_REGISTRY": "mdns", "ROLLCALL_MDNS_GROUP": f"rollcall-{local.port}"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "rollcall", *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == code, ran.stderr
+    return ran.stdout + ran.stderr
+
+
 def test_without_consul(tmp_path: Path, guard: Guard) -> None:
     local = Local(tmp_path, free_ports_from(), Path("no consul is needed"))
     local.env["REGISTRY"] = "mdns"
@@ -94,6 +108,13 @@ def test_without_consul(tmp_path: Path, guard: Guard) -> None:
         expected = [each for row in TABLE if row.name != "abacus" for each in row.ids()]
         assert sorted(local.pids()) == sorted(expected)
         assert local("status")[0] == 0
+        assert '{"res": "999"}' in command(local, "call", "sum.Add", '{"num1": 333, "num2": 666}')
+        services = json.loads(command(local, "services", "--json"))
+        assert {each["name"]: each["passing"] for each in services} == {
+            row.name: len(row.ids()) for row in TABLE if row.name != "abacus"
+        }
+        assert "no problems" in command(local, "doctor")
+        assert "keeps no settings" in command(local, "kv", "set", "sum", "log-level", "debug", code=1)
         local.kill("sum-2")
         code, out, _ = local("status")
         assert code == 1

@@ -27,7 +27,6 @@ from contracts.sum.v1 import sum_pb2, sum_pb2_grpc
 from rollcall import context as contexts
 from rollcall import jsonrpc
 from rollcall.life import Life
-from rollcall.policy import configure
 from rollcall.registry import Instance, TtlCheck
 from rollcall.settings import ServiceSettings, load
 from services.hello.handler import Hello
@@ -604,13 +603,6 @@ def test_more_calls_at_once_than_allowed_are_refused(registry: rollcall.MemoryRe
             assert all(call.result() for call in calls)
             assert do(channel) == "jq"
         assert server.calls == 3
-
-
-@pytest.fixture
-def configured() -> Iterator[Callable[..., None]]:
-    """Change settings of the process' calls, as the registry may while it runs."""
-    yield lambda **settings: configure(settings)
-    configure({})
 
 
 def test_the_default_deadline_of_an_open_channel_changes(

@@ -431,6 +431,31 @@ def test_more_calls_than_allowed_are_refused_at_once() -> None:
     run(scenario)
 
 
+def test_what_is_configured_holds_for_channels_that_are_open(configured: Callable[..., None]) -> None:
+    async def scenario() -> None:
+        async with town("a", "b") as here, here.dial() as trial:
+            await reaches(trial, "a", "b")
+            configured(deadline=0.1)
+            with pytest.raises(jsonrpc.DeadlineExceededError):
+                await trial.Wait("")
+            configured(max_requests=1)
+            held = asyncio.create_task(trial.Wait(""))
+            await until(lambda: here.handlers["a"].held + here.handlers["b"].held == 2)
+            with pytest.raises(jsonrpc.UnavailableError, match=r"1 calls to 'trial' are in flight already$"):
+                await trial.Who("")
+            for handler in here.handlers.values():
+                handler.go.set()
+            await held
+            configured(ejection_percent=0)
+            here.handlers["b"].failing = True
+            assert await failures(trial, 40) == 20, "it is never ejected"
+            configured(ejection_percent=50)
+            await failures(trial, 40)
+            assert await spread(trial) == {"a": 30}
+
+    run(scenario)
+
+
 def test_a_deadline_frees_what_the_call_held() -> None:
     async def scenario() -> None:
         async with town("a") as here, here.dial(max_requests=1, deadline=0.1) as trial:

@@ -122,7 +122,7 @@ def test_a_namespace_and_a_name_of_many_words(folder: Path) -> None:
         "../shop",
         "a/b",
         "店",
-        "a" * 36,
+        "a" * 31,
     ],
 )
 def test_a_name_that_cannot_be(folder: Path, name: str) -> None:

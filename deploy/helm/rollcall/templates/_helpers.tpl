@@ -42,6 +42,10 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- range $name, $own := .Values.services -}}
 {{- $service := mergeOverwrite (deepCopy $.Values.defaults) (deepCopy ($own | default dict)) -}}
 {{- if $service.enabled -}}
+{{- $longest := printf "%s-%s-headless" (include "rollcall.fullname" $) $name -}}
+{{- if gt (len $longest) 63 -}}
+{{- fail (printf "services.%s: expected names of at most 63 characters, found %q, which has %d: choose a shorter release's name, or fullnameOverride" $name $longest (len $longest)) -}}
+{{- end -}}
 {{- if and $service.store.size (not $service.databaseSecret.name) (gt (int $service.replicas) 1) -}}
 {{- fail (printf "services.%s.replicas: expected 1, found %d: instances on several nodes cannot share the volume that `store` gives them; set databaseSecret.name, to use a database instead" $name (int $service.replicas)) -}}
 {{- end -}}
