@@ -274,7 +274,7 @@ def test_settings_are_shown_changed_and_taken_back(system: System) -> None:
     ran = system("kv", "unset", "sum", "log-level", "--instance", "sum-2")
     assert [line.split() for line in ran.lines] == [*shown, now]
     assert system("kv", "unset", "sum", "log-level").code == 0
-    for typed, source in ((("set", "sum", "drain", "1"), "rollcall/sum/drain"), (("unset", "sum", "drain"), "flag")):
+    for typed, source in ((("set", "sum", "drain", "1"), "rollcall/sum/drain"), (("unset", "sum", "drain"), "default")):
         told = system("kv", *typed, "--json").json()
         assert [(each["instance"], each["settings"][0]["source"]) for each in told] == [
             ("sum-1", source),
@@ -474,9 +474,7 @@ def test_a_consul_in_trouble(system: System, cluster: Cluster) -> None:
     assert f"{cluster.addresses[2]} follows no leader: expected more than half of Consul's servers" in said
     ran = system("instances", "sum")
     assert ran.code == 0, "what it knows can be looked at"
-    assert re.search(
-        "^sum: this may be old: no Consul server could be asked .*No cluster leader", ran.err, re.MULTILINE
-    )
+    assert ran.err.startswith("sum: this may be old: no Consul server could be asked (")
     cluster.stop_server(3, signal.SIGKILL)
     begun = time.monotonic()
     for typed in (("services",), ("doctor",), ("call", "sum.Add")):
