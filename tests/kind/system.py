@@ -76,7 +76,7 @@ class System:
     """The chart, installed in a cluster."""
 
     def __init__(self, kind: Kind, tag: str, other_tag: str, guard: Guard) -> None:
-        self.kind, self.tag, self.other_tag, self.guard = kind, tag, other_tag, guard
+        self.kind, self.tag, self.other_tag, self._guard = kind, tag, other_tag, guard
         self.steps: list[Step] = []
 
     # Kubernetes
@@ -207,26 +207,31 @@ class System:
         step.seconds = time.monotonic() - begun
 
     @contextlib.contextmanager
-    def forwarded(self, what: str, port: int, namespace: str = NAMESPACE) -> Iterator[str]:
-        """Forward a free local port, as `kubectl port-forward` does, and yield the address."""
-        command = ["kubectl", "--context", f"kind-{self.kind.name}", "--namespace", namespace]
+    def serving(self, says: str, *arguments: str) -> Iterator[str]:
+        """Run kubectl for as long as the block lasts; yield the address that its first line says."""
         with subprocess.Popen(
-            [*command, "port-forward", what, f":{port}"],
+            ["kubectl", "--context", f"kind-{self.kind.name}", *arguments],
             env={**os.environ, **self.kind.env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             start_new_session=True,
         ) as child:
-            self.guard.watch(child.pid)
+            self._guard.watch(child.pid)
             try:
                 assert child.stdout
                 line = child.stdout.readline()
-                found = re.match(r"Forwarding from (127\.0\.0\.1:\d+)", line)
-                assert found, f"expected kubectl to forward {what}, found: {line}{child.stdout.read()}"
-                yield found[1].replace("127.0.0.1", "localhost")
+                found = re.match(rf"{says} (127\.0\.0\.1:\d+)", line)
+                assert found, f"expected kubectl to say {says!r}, found: {line}{child.stdout.read()}"
+                yield found[1]
             finally:
                 child.terminate()
+
+    @contextlib.contextmanager
+    def forwarded(self, what: str, port: int, namespace: str = NAMESPACE) -> Iterator[str]:
+        """Forward a free local port, as `kubectl port-forward` does, and yield the address."""
+        with self.serving("Forwarding from", "--namespace", namespace, "port-forward", what, f":{port}") as address:
+            yield address.replace("127.0.0.1", "localhost")
 
     def explain(self, folder: Path) -> None:
         """Write down all that may tell why a test has failed."""

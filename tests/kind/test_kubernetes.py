@@ -1,10 +1,8 @@
 """The same system without Consul, on the same cluster: by one value of the chart Kubernetes itself is the registry."""
 
 import json
-import os
 import queue
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -51,21 +49,8 @@ def called(installed: System) -> Iterator[System]:
 @pytest.fixture(scope="module")
 def api(installed: System) -> Iterator[str]:
     """The URL at which the cluster's API can be asked from here."""
-    with subprocess.Popen(
-        ["kubectl", "--context", f"kind-{installed.kind.name}", "proxy", "--port=0"],
-        env={**os.environ, **installed.kind.env},
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-        start_new_session=True,
-    ) as child:
-        installed.guard.watch(child.pid)
-        try:
-            assert child.stdout
-            found = re.search(r"127\.0\.0\.1:\d+", child.stdout.readline())
-            assert found
-            yield f"http://{found[0]}"
-        finally:
-            child.terminate()
+    with installed.serving("Starting to serve on", "proxy", "--port=0") as address:
+        yield f"http://{address}"
 
 
 @pytest.fixture(scope="module")
