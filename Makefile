@@ -10,7 +10,7 @@ PROTOS := $(shell find protos -name '*.proto' -o -path 'protos/*/*.py')
 INSTALL := -m pip --disable-pip-version-check install --quiet --require-hashes -r
 LOCKED := $(basename $(wildcard requirements/*.in services/*/requirements.in))
 PYTEST ?=
-WORKERS ?= 3
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -27,7 +27,7 @@ help: ## list what there is to make
 	@echo "  make up DATACENTERS=2            a second datacenter, called where the first has no instance"
 	@echo "  make logs NAME=sum-1             one log only"
 	@echo "  make test PYTEST='-k freezes'    some tests only"
-	@echo "  make test WORKERS=1              one file of tests after the other, where three are too much for the machine"
+	@echo "  make test WORKERS=1              one file of tests after the other, where two are too much for the machine"
 	@echo "  make kind-test KEEP=1            and keep the cluster, for KIND_CLUSTER=NAME; KIND_PROFILE=small: one node"
 	@echo "  make kind-up SMALL=--small       one node, one instance of each service"
 	@echo "  KIND_NODE_IMAGE, PYTHON_IMAGE    the images that clusters and services are made of"
@@ -47,7 +47,7 @@ logs: $(READY) ## follow the logs of what runs
 	@$(RUN) deploy.local logs $(NAME) -f
 
 test: lint types $(VENV)/.py-consul ## lint, check types, and run every test, on Consul servers of their own
-	@$(RUN) pytest -p xdist -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	@$(RUN) pytest -p xdist -n $(WORKERS) --dist loadfile $(PYTEST)
 	@echo "The registry's contract suite again, on py-consul:"
 	@$(VENV)/py-consul/bin/python -m pytest tests/contract/test_registry.py -p no:cacheprovider
 

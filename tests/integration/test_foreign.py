@@ -100,7 +100,7 @@ def test_calls_say_so_when_it_dies_and_reach_it_when_it_is_back(abacus: Abacus) 
         await found(abacus)
         # A service that loses all its instances at once keeps them for a while, as Consul may be at fault: not here.
         async with rollcall.dial("abacus", registry=abacus.registry, deadline=2, empty_grace=0) as channel:
-            assert await call(channel) == "999"
+            await calls_come_to(channel, "999")
             await asyncio.to_thread(abacus.kill)
             await calls_come_to(channel, "UNAVAILABLE: no instance of service 'abacus' passes its checks")
             abacus.start()

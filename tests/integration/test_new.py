@@ -110,13 +110,13 @@ def test_a_front_in_a_repository(repository: Path, fleet: Fleet) -> None:
 def test_what_is_made_in_a_repository_is_as_it_is_kept_there(repository: Path, fleet: Fleet) -> None:
     """Of the shortest name and of the longest, too: clean, typed, and tested."""
     here = Workshop(repository, fleet)
-    longest = "abcdefghijklmnopqrstuvwxyz-abcd"
+    longest = "abcdefghijklm-nopqrstuvwxy"
     for kind in ("srv", "web"):
         here.new(kind[0], "--type", kind)
         here.new(longest, "--type", kind, "--namespace", kind)
     here.run("make", "proto")
-    made = [f"services/{name}" for name in ("s", "w", "srv_abcdefghijklmnopqrstuvwxyz_abcd")]
-    made += ["services/web_abcdefghijklmnopqrstuvwxyz_abcd", "services/order_history", "services/front"]
+    made = [f"services/{name}" for name in ("s", "w", "srv_abcdefghijklm_nopqrstuvwxy")]
+    made += ["services/web_abcdefghijklm_nopqrstuvwxy", "services/order_history", "services/front"]
     python = [".venv/bin/python", "-m"]
     here.run(*python, "ruff", "check", *made)
     here.run(*python, "ruff", "format", "--check", *made)

@@ -116,7 +116,7 @@ def test_sigterm_finishes_what_is_in_flight_and_ends_streams_in_time(start: Star
         assert waiting.result().text == "done"
         assert b"data: last" in list(lines)
         assert front.child.wait(10) == 0
-        assert 2 <= time.monotonic() - begun < 4
+        assert 2 <= time.monotonic() - begun < 8, "the stream would go on for ever"
     assert not front._registry.instances("front")
     assert f"{instance.id} has ended" in front.log
     assert "Traceback" not in front.log
