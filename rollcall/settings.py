@@ -156,7 +156,9 @@ class CallSettings(BaseSettings):
         5.0, description="seconds for a call with one answer that was given no timeout of its own"
     )
     retries: Annotated[int, Field(ge=0, le=4), LIVE] = Field(
-        3, description="how often a call of an idempotent method that found its server unavailable is tried again"
+        3,
+        description="how often a call of an idempotent method that found its server unavailable, or stopping, is tried "
+        "again",
     )
     subset: Annotated[int, Field(ge=1, le=10_000)] = Field(64, description="most instances of a service to connect to")
     max_requests: Annotated[int, Field(ge=1, le=2**32 - 1), LIVE] = Field(

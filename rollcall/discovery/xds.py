@@ -58,10 +58,11 @@ def listener(key: str, idempotent: Iterable[str], settings: CallSettings) -> Lis
     """Send every call to the service's cluster. `idempotent` are the paths of methods that may be tried again.
 
     A call that never left this process waits for a connection, and one that the server refused before it looked at it
-    is sent again by the C core itself; neither needs a policy.
+    is sent again by the C core itself; neither needs a policy. A gRPC server that is asked to stop cancels what comes
+    before its callers have heard of that.
     """
     retry = RetryPolicy(
-        retry_on="unavailable",
+        retry_on="cancelled,unavailable",
         num_retries=UInt32Value(value=settings.retries),
         retry_back_off=RetryPolicy.RetryBackOff(base_interval=duration(0.025), max_interval=duration(0.25)),
     )

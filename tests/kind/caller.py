@@ -30,6 +30,7 @@ PACE = 0.1  # seconds between two calls of one caller: the cores are for those t
 REPORT = 1.0  # seconds between two lines
 DEADLINE = 20.0  # seconds: what is tested is that calls are answered, on a machine that does much else meanwhile
 AGAIN = 5  # attempts, of a call that may be made again by hand
+AGAIN_AT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # the latter of one that stops just then
 
 Call = Callable[[], Awaitable[str]]
 """Makes a call, sees that its answer is right, and returns the id of the instance that has given it."""
@@ -88,7 +89,7 @@ async def calls(stack: AsyncExitStack) -> dict[str, Call]:
                 expect(252, (await call).total)
                 return await answered_by(call)
             except grpc.aio.AioRpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE or not attempts:
+                if error.code() not in AGAIN_AT or not attempts:
                     raise
 
     return {"sum": add, "person": do, "greeter": greet, "hello": hello_world, "student": store}

@@ -24,6 +24,7 @@ from tests.kind.system import CALLED, NAMESPACE, RELEASE, SERVICES, System, even
 pytestmark = pytest.mark.timeout(600)
 
 DOC = ROOT / "docs/kubernetes.md"
+FROZEN = 3.0  # seconds for which an instance hangs
 AWAY = 20.0  # seconds for which there is no API server
 MANIFEST = "/etc/kubernetes/manifests/kube-apiserver.yaml"
 ASIDE = "/etc/kubernetes/kube-apiserver.yaml"
@@ -128,6 +129,17 @@ def test_a_service_that_is_not_ours_is_found_once_it_is_labelled(
         installed.kubectl("delete", "service", "prices")
 
 
+def test_one_that_hangs_is_listed_no_more(installed: System, registry: KubernetesRegistry) -> None:
+    pod = installed.pods("sum")[0]
+    signal_in(installed, pod, "STOP")
+    try:
+        eventually("it is not listed", lambda: pod not in [each.id for each in registry.instances("sum")])
+        assert pod in [each.id for each in registry.instances("sum", failing=True)]
+    finally:
+        signal_in(installed, pod, "CONT")
+    eventually("it is listed again", lambda: whole(installed, registry))
+
+
 def test_the_command_finds_them_too(installed: System, api: str) -> None:
     env = {
         "ROLLCALL_REGISTRY": "kubernetes",
@@ -191,21 +203,17 @@ def test_a_pod_is_deleted_without_grace(called: System, registry: KubernetesRegi
 
 
 def test_an_instance_freezes(called: System, registry: KubernetesRegistry) -> None:
-    """For as long as it takes the kubelet to find that out; the callers do so before."""
     pod = called.pods("sum")[0]
-    node = called.get("pod", pod)["spec"]["nodeName"]
-    with called.trouble("an instance of sum freezes, and is not listed for that") as seen:
-        signal_in(pod, node, "STOP")
-        try:
-            eventually("it is not listed", lambda: pod not in [each.id for each in registry.instances("sum")])
-            assert seen().calls["sum"], "calls went on meanwhile"
-        finally:
-            signal_in(pod, node, "CONT")
-        eventually("it is listed again", lambda: whole(called, registry))
+    with called.trouble(f"an instance of sum freezes for {FROZEN:g} s"):
+        signal_in(called, pod, "STOP")
+        threading.Event().wait(FROZEN)
+        signal_in(called, pod, "CONT")
+        eventually("all are there", lambda: whole(called, registry))
 
 
-def signal_in(pod: str, node: str, name: str) -> None:
+def signal_in(system: System, pod: str, name: str) -> None:
     """Send a signal to what runs in a pod, from its node, as nothing within can stop the first process there."""
+    node = system.get("pod", pod)["spec"]["nodeName"]
     script = f"grep -lsxz HOSTNAME={pod} /proc/[0-9]*/environ | cut -d/ -f3 | xargs kill -{name}"
     run(["docker", "exec", node, "bash", "-c", script])
 

@@ -459,8 +459,15 @@ def test_watches_end_with_the_last_channel(registry: rollcall.MemoryRegistry, na
 # --- calling ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_idempotent_method_is_tried_again(registry: rollcall.MemoryRegistry, name: str) -> None:
-    with Server(abort(grpc.StatusCode.UNAVAILABLE, times=2)) as server:
+AGAIN = pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+"""What is answered by who is not there, and by who is asked to stop just then."""
+
+
+@AGAIN
+def test_an_idempotent_method_is_tried_again(
+    registry: rollcall.MemoryRegistry, name: str, code: grpc.StatusCode
+) -> None:
+    with Server(abort(code, times=2)) as server:
         sign_up(registry, name, server.port)
         with rollcall.dial_sync(name, registry=registry) as channel:
             assert add(channel) == 999
@@ -479,11 +486,14 @@ def test_as_often_as_it_was_set(registry: rollcall.MemoryRegistry, name: str) ->
             assert server.calls == calls
 
 
-def test_any_other_method_is_not_tried_again(registry: rollcall.MemoryRegistry, name: str) -> None:
-    with Server(abort(grpc.StatusCode.UNAVAILABLE, times=1)) as server:
+@AGAIN
+def test_any_other_method_is_not_tried_again(
+    registry: rollcall.MemoryRegistry, name: str, code: grpc.StatusCode
+) -> None:
+    with Server(abort(code, times=1)) as server:
         sign_up(registry, name, server.port)
         with rollcall.dial_sync(name, registry=registry) as channel:
-            with failing(grpc.StatusCode.UNAVAILABLE):
+            with failing(code):
                 do(channel)
             assert server.calls == 1
             assert do(channel) == "jq"
