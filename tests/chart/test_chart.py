@@ -220,10 +220,12 @@ def test_network_policies_allow_exactly_the_calls_there_are() -> None:
     assert edges(found, 8500) == {(each, "consul-server") for each in (*PUBLIC, "gateway")}
 
 
-def test_with_client_agents_services_talk_to_those_alone() -> None:
+def test_with_client_agents_services_talk_to_those() -> None:
+    """And may to the servers: with these the pods are registered, and checked by them, that turning it on replaces."""
     found = documents(CHART / "ci/client-values.yaml")
-    assert edges(found, 8500) == {(each, "consul-client") for each in (*PUBLIC, "gateway")}
-    assert {("consul-client", each) for each in (*PUBLIC, "gateway")} < edges(found, 8080)
+    agents = ("consul-client", "consul-server")
+    assert edges(found, 8500) == {(each, agent) for each in (*PUBLIC, "gateway") for agent in agents}
+    assert {(agent, each) for each in (*PUBLIC, "gateway") for agent in agents} < edges(found, 8080)
     (container,) = of_kind("Deployment", found)["rollcall-sum"]["spec"]["template"]["spec"]["containers"]
     assert {"name": "ROLLCALL_CONSUL", "value": "rollcall-consul-client:8500"} in container["env"]
 

@@ -190,10 +190,14 @@ podSelector:
     {{- toYaml . | nindent 4 }}
   {{- end }}
 {{- else if .Values.consul.client.enabled -}}
+{{- /* The servers as well: with them the pods are registered that are replaced when this is turned on. */ -}}
 - to:
     - podSelector:
         matchLabels:
           {{- include "rollcall.selector" (list . "consul-client") | nindent 10 }}
+    - podSelector:
+        matchLabels:
+          {{- include "rollcall.selector" (list . "consul-server") | nindent 10 }}
   ports:
     - {port: 8500}
 {{- else if .Values.consul.external.addresses -}}
