@@ -45,7 +45,7 @@ def look(instance: Instance) -> Seen:
     if reached and instance.meta.get("protocol") == "grpc":
         answer, well = _grpc_health(instance)
     took = 1000 * (time.monotonic() - begun)
-    if reached and instance.meta.get("http_port", "").isdecimal():
+    if reached and show.has_probes(instance):
         ill, clock = _probed(instance)
         if instance.meta.get("protocol") != "grpc":  # one that hangs can be connected to, and checked so, all the same
             answer, well = ill or answer, not ill

@@ -179,17 +179,13 @@ def _reports(registry: Registry, names: Iterable[str], *, strangers: bool = True
     """
     listing = show.Listing(registry)
     own = [each for name in names for each in listing(name) if not each.priority]
-    instances = [each for each in own if strangers or _tells(each)]
+    instances = [each for each in own if strangers or show.has_probes(each)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(_report, instances))
 
 
-def _tells(instance: Instance) -> bool:
-    return instance.meta.get("http_port", "").isdecimal()
-
-
 def _report(instance: Instance) -> Report:
-    if not _tells(instance):
+    if not show.has_probes(instance):
         problem = "does not tell its settings: it is none of Rollcall's"
         return {"service": instance.name, "instance": instance.id, "problem": problem}
     connection = http.client.HTTPConnection(instance.address, int(instance.meta["http_port"]), timeout=TIMEOUT)

@@ -117,6 +117,11 @@ class Listing:
         return found
 
 
+def has_probes(instance: Instance) -> bool:
+    """Say whether an instance tells at which port its probes are, and its settings: Rollcall's do."""
+    return instance.meta.get("http_port", "").isdecimal()
+
+
 def complete_service(context: click.Context, _: click.Parameter, begun: str) -> list[str]:
     """Return the names of services that begin like this, for a shell; none when the registry does not answer."""
     try:
