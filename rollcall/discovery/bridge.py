@@ -48,7 +48,7 @@ class Bridge:
         self._services: dict[str, Service] = {}
         self._streams: set[queue.SimpleQueue[str | None]] = set()
         self._caller = uuid.uuid4().hex
-        self._versions = itertools.count(1)
+        self._numbers, self._versions = itertools.count(1), itertools.count(1)
         address = _socket_address()
         self._server = grpc.server(_DaemonThreads())
         add_AggregatedDiscoveryServiceServicer_to_server(_Ads(self), self._server)
@@ -58,21 +58,17 @@ class Bridge:
 
     def subscribe(self, name: str, tag: str, registry: Registry, policy: Policy) -> "Service":
         """Return the service to make a channel for, watched from now on. To be released when the channel is closed."""
-        key = xds.key_of(name, tag)
         with self._lock:
-            # The same name, from another registry or with other settings, is another key.
-            for numbered in itertools.chain([key], (f"{key}~~~{number}" for number in itertools.count(2))):
-                service = self._services.get(numbered)
-                if service is None or not service.channels:
-                    service = Service(numbered, name, tag, registry, policy, self._caller, self._changed)
-                    self._services[numbered] = service
-                    for changes in self._streams:  # the C core may still have what a former one with this key was
-                        changes.put(xds.LISTENER)
-                        changes.put(xds.CLUSTER)
-                if service.registry is registry and service.policy.agrees_with(policy):
-                    service.channels += 1
-                    return service
-        raise AssertionError("count() does not end")
+            for service in self._services.values():
+                if service.channels and service.is_for(name, tag, registry, policy):
+                    break
+            else:
+                # A key of its own: the C core may still know a former service of this name, and call where that was.
+                key = f"{xds.key_of(name, tag)}~~~{next(self._numbers)}"
+                service = Service(key, name, tag, registry, policy, self._caller, self._changed)
+                self._services[key] = service
+            service.channels += 1
+            return service
 
     def release(self, service: "Service") -> None:
         """End the watch when the last channel is closed."""
@@ -142,6 +138,11 @@ class Service:
         self._lock = threading.Lock()
         policy.on_change = self._treat_otherwise
         self._members = Membership(name, tag, registry, policy, caller, self._update)
+
+    def is_for(self, name: str, tag: str, registry: Registry, policy: Policy) -> bool:
+        """Say whether a channel that is dialled like this would have the same instances, and treat its calls alike."""
+        wanted = (name, tag) == (self.name, self.tag) and registry is self.registry
+        return wanted and self.policy.agrees_with(policy)
 
     def idempotent(self, path: str) -> None:
         """Learn that a method, given as /package.Service/Method, may be tried again."""

@@ -26,7 +26,9 @@ from contracts.person.v1 import person_pb2, person_pb2_grpc
 from contracts.sum.v1 import sum_pb2, sum_pb2_grpc
 from rollcall import context as contexts
 from rollcall import jsonrpc
+from rollcall.discovery.bridge import bridge
 from rollcall.life import Life
+from rollcall.policy import Policy
 from rollcall.registry import Instance, TtlCheck
 from rollcall.settings import ServiceSettings, load
 from services.hello.handler import Hello
@@ -454,6 +456,18 @@ def test_watches_end_with_the_last_channel(registry: rollcall.MemoryRegistry, na
         eventually("the watch has ended", lambda: not watching())
         with rollcall.dial_sync(name, registry=registry) as again:
             assert add(again) == 999
+
+
+def test_a_channel_knows_nothing_of_where_a_former_one_has_called(
+    registry: rollcall.MemoryRegistry, name: str
+) -> None:
+    """What gRPC knows under a key may outlive the channel: so a key is never used again."""
+    keys = set()
+    for _ in range(3):
+        service = bridge().subscribe(name, "", registry, Policy({}))
+        keys.add(service.key)
+        bridge().release(service)
+    assert len(keys) == 3
 
 
 # --- calling ----------------------------------------------------------------------------------------------------------
