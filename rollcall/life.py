@@ -159,7 +159,8 @@ class Life(ABC):
             )
             check = self._chosen_check(settings, instance, probes.port)
 
-            # Serve. Last of all that can be refused: a server that has started must be stopped.
+            # Serve. What has been started has ended when this has, also when it is cancelled in the middle.
+            stack.push_async_callback(server.stop, 0)
             await server.start()
             log.info("%s serves at %s, probes at port %d", instance.id, instance.target, probes.port)
 
@@ -175,6 +176,7 @@ class Life(ABC):
                 fit=all_answered,  # who is called before its own questions have been answered knows nobody to call
             )
             registration.start()
+            stack.push_async_callback(asyncio.to_thread, registration.close)
             refusal = None
             while not stop.is_set() and refusal is None:
                 change = await _first(changes.get(), stop.wait())
@@ -191,8 +193,8 @@ class Life(ABC):
             log.info("%s drains: %s", instance.id, "asked to stop" if refusal is None else "its id is taken")
             ready.clear()
             await server.tell(process=False, services=False)
-            if refusal is None:  # an id that is somebody else's is not ours to remove
-                await asyncio.to_thread(registration.close)
+            await asyncio.to_thread(registration.close)
+            if refusal is None:
                 telemetry.registered.set(0)
                 await asyncio.sleep(settings.drain)
             log.info("%s takes no more calls; those in flight have %g s", instance.id, settings.grace)

@@ -36,7 +36,7 @@ class Registration:
         self._on_change, self._fit = on_change, fit
         self._closed = threading.Event()
         self._writing = threading.Lock()
-        self._tried = False
+        self._ours = False  # whether what is registered under the id, if anything, is this instance
         self._failures = 0
         self._refused_since: float | None = None
         self._thread = threading.Thread(target=self._hold, name=f"registration {instance.id}", daemon=True)
@@ -46,11 +46,12 @@ class Registration:
         self._thread.start()
 
     def close(self) -> None:
-        """Deregister. A registry that is away is left to find out by its check."""
+        """Deregister. A registry that is away is left to find out by its check. Harmless when repeated."""
         self._closed.set()
         with self._writing:  # no registration under way may come after this
             try:
-                if self._tried:
+                if self._ours:
+                    self._ours = False
                     self._registry.deregister(self._instance.id)
             except RegistryError as error:
                 log.warning("%s: could not deregister, its check will fail there: %s", self._instance.id, error)
@@ -61,6 +62,7 @@ class Registration:
             try:
                 self._stand()
             except DuplicateInstanceError as error:
+                self._ours = False
                 if self._give_way(error):
                     return
             except RegistryError as error:
@@ -77,8 +79,12 @@ class Registration:
         with self._writing:
             if self._closed.is_set():
                 return
-            self._tried = True
-            self._registry.register(self._instance, self._check, passing=True)
+            self._ours = True  # also when that fails: it may have come to pass all the same
+            try:
+                self._registry.register(self._instance, self._check, passing=True)
+            except DuplicateInstanceError:
+                self._ours = False  # before `close` may look
+                raise
         self._on_change(True)  # noqa: FBT003
         log.info("%s is registered in %s", self._instance.id, self._registry)
         while self._registry.confirm(self._instance):

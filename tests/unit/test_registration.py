@@ -58,6 +58,19 @@ def test_an_id_that_is_somebody_else_s_is_refused_for_good_and_left_alone() -> N
     assert registry.instances("sum") == (HOLDER,)
 
 
+def test_an_id_that_is_somebody_else_s_is_left_alone_by_one_that_gives_up_waiting(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry, changes = MemoryRegistry(), Changes()
+    registry.register(HOLDER, CHECK)
+    registration = Registration(registry, INSTANCE, CHECK, changes.append)
+    registration.start()
+    eventually("it waits", lambda: "waiting" in caplog.text)
+    registration.close()
+    assert changes == []
+    assert registry.instances("sum") == (HOLDER,)
+
+
 def test_a_predecessor_that_is_dying_is_waited_for() -> None:
     registry, changes = MemoryRegistry(), Changes()
     registry.register(HOLDER, CHECK)
