@@ -5,7 +5,7 @@ and circuit breaking happen in the C core. What is added here to each call are i
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Self
 
@@ -138,10 +138,14 @@ class _Method:
 class _Dialled:
     """What both kinds of channel share: each method of a stub is made on gRPC's channel and wrapped."""
 
-    def __init__(self, service: Service, channel: Any) -> None:
+    def __init__(self, service: Service, make: Callable[..., Any]) -> None:
         self._service = service
-        self._channel = channel
         self._released = False
+        try:
+            self._channel = make(f"xds://{xds.AUTHORITY}/{service.key}", options=OPTIONS)
+        except BaseException:
+            self._release()
+            raise
 
     def unary_unary(self, method: str, *serializers: Any, **named: Any) -> Any:
         return self._wrap("unary_unary", method, serializers, named, self._service.policy)
@@ -185,7 +189,7 @@ class Channel(_Dialled, grpc.aio.Channel):
     """A grpc.aio channel to a service. See `dial`."""
 
     def __init__(self, service: Service) -> None:
-        super().__init__(service, grpc.aio.insecure_channel(_target(service), options=OPTIONS))
+        super().__init__(service, grpc.aio.insecure_channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -194,8 +198,10 @@ class Channel(_Dialled, grpc.aio.Channel):
         await self.close()
 
     async def close(self, grace: float | None = None) -> None:
-        await self._channel.close(grace)
-        self._release()
+        try:
+            await self._channel.close(grace)
+        finally:
+            self._release()
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002 (gRPC's)
         state: grpc.ChannelConnectivity = self._channel.get_state(try_to_connect)
@@ -212,7 +218,7 @@ class SyncChannel(_Dialled, grpc.Channel):
     """A grpc.Channel to a service. See `dial_sync`."""
 
     def __init__(self, service: Service) -> None:
-        super().__init__(service, grpc.insecure_channel(_target(service), options=OPTIONS))
+        super().__init__(service, grpc.insecure_channel)
 
     def __enter__(self) -> Self:
         return self
@@ -229,7 +235,3 @@ class SyncChannel(_Dialled, grpc.Channel):
 
     def unsubscribe(self, callback: Any) -> None:
         self._channel.unsubscribe(callback)
-
-
-def _target(service: Service) -> str:
-    return f"xds://{xds.AUTHORITY}/{service.key}"

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -77,7 +78,8 @@ class Life(ABC):
     def listen(self, settings: Any) -> AbstractAsyncContextManager[Server]:
         """Return a context manager that listens where the settings say, and sets up what the handlers need.
 
-        Entering raises `BadSettingError` for what cannot be had as the settings say.
+        Entering raises `BadSettingError` for what cannot be had as the settings say. Leaving stops the server, where
+        nobody has done so.
         """
 
     def alive_at(self, instance: Instance, http_port: int) -> str:
@@ -126,7 +128,8 @@ class Life(ABC):
         """Live the life of one instance: serve, register, hold the registration, and on `stop` drain.
 
         `on_ready` is called once it is registered. Raises `BadSettingError` for an address that cannot be listened on,
-        and `DuplicateInstanceError` when another instance that is alive has the id.
+        and `DuplicateInstanceError` when another instance that is alive has the id. Cancelled, it ends without
+        a drain, and leaves no registration behind.
         """
         address = settings.advertised()
         async with AsyncExitStack() as stack:
@@ -159,8 +162,7 @@ class Life(ABC):
             )
             check = self._chosen_check(settings, instance, probes.port)
 
-            # Serve. What has been started has ended when this has, also when it is cancelled in the middle.
-            stack.push_async_callback(server.stop, 0)
+            # Serve. Last of all that can be refused.
             await server.start()
             log.info("%s serves at %s, probes at port %d", instance.id, instance.target, probes.port)
 
@@ -176,7 +178,7 @@ class Life(ABC):
                 fit=all_answered,  # who is called before its own questions have been answered knows nobody to call
             )
             registration.start()
-            stack.push_async_callback(asyncio.to_thread, registration.close)
+            stack.push_async_callback(_apart, registration.close)  # for one that is cancelled
             refusal = None
             while not stop.is_set() and refusal is None:
                 change = await _first(changes.get(), stop.wait())
@@ -193,7 +195,7 @@ class Life(ABC):
             log.info("%s drains: %s", instance.id, "asked to stop" if refusal is None else "its id is taken")
             ready.clear()
             await server.tell(process=False, services=False)
-            await asyncio.to_thread(registration.close)
+            await _apart(registration.close)
             if refusal is None:
                 telemetry.registered.set(0)
                 await asyncio.sleep(settings.drain)
@@ -264,6 +266,21 @@ async def _first(wanted: Any, stopped: Any) -> Any:
         await asyncio.wait(tasks)
 
 
+async def _apart(work: Callable[[], None]) -> None:
+    """Do what blocks, on a thread of its own: handlers may have taken all those of asyncio. Cancelled, it goes on."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before
+                loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=run, name="closing", daemon=True).start()
+    await done.wait()
+
+
 @contextlib.asynccontextmanager
 async def _probes(
     settings: ServiceSettings, telemetry: Telemetry, ready: asyncio.Event, live: LiveSettings
@@ -278,4 +295,4 @@ async def _probes(
     try:
         yield probes
     finally:
-        await asyncio.to_thread(probes.close)
+        await _apart(probes.close)

@@ -36,7 +36,8 @@ class Registration:
         self._on_change, self._fit = on_change, fit
         self._closed = threading.Event()
         self._writing = threading.Lock()
-        self._ours = False  # whether what is registered under the id, if anything, is this instance
+        self._tried = False  # whether this instance may be registered
+        self._theirs = False  # whether it is another that was found under the id
         self._failures = 0
         self._refused_since: float | None = None
         self._thread = threading.Thread(target=self._hold, name=f"registration {instance.id}", daemon=True)
@@ -50,11 +51,13 @@ class Registration:
         self._closed.set()
         with self._writing:  # no registration under way may come after this
             try:
-                if self._ours:
-                    self._ours = False
+                if self._tried and not self._theirs:
                     self._registry.deregister(self._instance.id)
             except RegistryError as error:
                 log.warning("%s: could not deregister, its check will fail there: %s", self._instance.id, error)
+            except Exception:  # whatever it is, the calls in flight are still to be finished
+                log.exception("%s: deregistering failed in a way that was not foreseen", self._instance.id)
+            self._tried = False
         self._thread.join(timeout=5)
 
     def _hold(self) -> None:
@@ -62,7 +65,7 @@ class Registration:
             try:
                 self._stand()
             except DuplicateInstanceError as error:
-                self._ours = False
+                self._theirs = True
                 if self._give_way(error):
                     return
             except RegistryError as error:
@@ -79,12 +82,13 @@ class Registration:
         with self._writing:
             if self._closed.is_set():
                 return
-            self._ours = True  # also when that fails: it may have come to pass all the same
+            self._tried = True
             try:
                 self._registry.register(self._instance, self._check, passing=True)
             except DuplicateInstanceError:
-                self._ours = False  # before `close` may look
+                self._theirs = True  # before `close` may look
                 raise
+            self._theirs = False
         self._on_change(True)  # noqa: FBT003
         log.info("%s is registered in %s", self._instance.id, self._registry)
         while self._registry.confirm(self._instance):

@@ -1,7 +1,7 @@
 """`Service`: a service that answers gRPC calls."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -63,25 +63,31 @@ class Service(Life):
             port = server.add_insecure_port(target(settings.host, settings.port))
         except RuntimeError:
             raise cannot_listen(settings) from None
+        own = _Server(server, port)
         async with AsyncExitStack() as stack:
-            servicers = []
+            stack.push_async_callback(own.stop, 0)  # also where something that a servicer needs cannot be had
             for add_to_server, servicer in self._servicers:
                 ready = await stack.enter_async_context(servicer(settings)) if callable(servicer) else servicer
-                servicers.append((add_to_server, ready))
-            yield _Server(server, port, servicers)
+                own.servicers.append((add_to_server, ready))
+            stack.push_async_callback(own.stop, 0)  # before that is closed
+            yield own
 
 
 class _Server:
     """A grpc.aio server with all that a client may ask of it."""
 
-    def __init__(self, server: grpc.aio.Server, port: int, servicers: Sequence[tuple[AddToServer, Any]]) -> None:
+    def __init__(self, server: grpc.aio.Server, port: int) -> None:
         self.port = port
-        self._server, self._servicers = server, servicers
+        self.servicers: list[tuple[AddToServer, Any]] = []
+        self._server = server
+        self._started = False
+        self._end_calls: Callable[[], None] = lambda: None
 
     def equip(self, telemetry: Telemetry) -> None:
         self._instrumented = Instrumented(self._server, telemetry)
+        self._end_calls = self._instrumented.end
         services = self._instrumented.services
-        for number, (add_to_server, servicer) in enumerate(self._servicers, start=1):
+        for number, (add_to_server, servicer) in enumerate(self.servicers, start=1):
             add_to_server(servicer, self._instrumented)
             if len(services) < number:
                 raise TypeError(
@@ -95,7 +101,8 @@ class _Server:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, seldom)
 
     async def start(self) -> None:
-        await self._server.start()
+        self._started = True
+        await asyncio.shield(self._server.start())  # which, cancelled, would leave a server that cannot be stopped
 
     async def tell(self, *, process: bool, services: bool) -> None:
         statuses = health_pb2.HealthCheckResponse
@@ -103,10 +110,12 @@ class _Server:
             await self._health.set(name, statuses.SERVING if well else statuses.NOT_SERVING)
 
     async def stop(self, grace: float) -> None:
+        if not self._started:  # grpc.aio would keep the port of a server that never has
+            await self.start()
         # grpc.aio would end what outlives the grace with a status that sounds like the caller's own doing.
         stopped = asyncio.ensure_future(self._server.stop(grace + LAST_WORD))
         await asyncio.wait([stopped], timeout=grace)
-        self._instrumented.end()
+        self._end_calls()
         await stopped
 
 

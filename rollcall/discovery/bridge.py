@@ -75,6 +75,8 @@ class Bridge:
         with self._lock:
             service.channels -= 1
             last = not service.channels
+            if last and not service.asked:
+                del self._services[service.key]
         if last:
             service.close()  # what is known of it goes on being told until the C core has let go of it: see `forget`
 
@@ -89,6 +91,8 @@ class Bridge:
         """Return all that is known of the resources with these names."""
         with self._lock:
             wanted = [service for key, service in self._services.items() if xds.resource_name(type_url, key) in names]
+            for service in wanted:
+                service.asked = True
             version = str(next(self._versions))
         resources = [resource for service in wanted if (resource := service.resource(type_url))]
         return DiscoveryResponse(
@@ -130,6 +134,7 @@ class Service:
         self.key, self.name, self.tag = key, name, tag
         self.registry, self.policy = registry, policy
         self.channels = 0
+        self.asked = False  # whether the C core has asked for it; it does not before there is a call to make
         self._changed = changed
         self._idempotent: frozenset[str] = frozenset()
         self._localities: list[_Locality] | None = None  # None until there is something to tell

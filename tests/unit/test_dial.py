@@ -1,6 +1,7 @@
 """Channels by name: real servers, found in a registry in memory, through the xDS bridge of this process."""
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent import futures
@@ -27,6 +29,7 @@ from contracts.sum.v1 import sum_pb2, sum_pb2_grpc
 from rollcall import context as contexts
 from rollcall import jsonrpc
 from rollcall.discovery.bridge import bridge
+from rollcall.discovery.membership import dialled
 from rollcall.life import Life
 from rollcall.policy import Policy
 from rollcall.registry import Instance, TtlCheck
@@ -458,9 +461,7 @@ def test_watches_end_with_the_last_channel(registry: rollcall.MemoryRegistry, na
             assert add(again) == 999
 
 
-def test_a_channel_knows_nothing_of_where_a_former_one_has_called(
-    registry: rollcall.MemoryRegistry, name: str
-) -> None:
+def test_a_channel_knows_nothing_of_where_a_former_one_has_called(registry: rollcall.MemoryRegistry, name: str) -> None:
     """What gRPC knows under a key may outlive the channel: so a key is never used again."""
     keys = set()
     for _ in range(3):
@@ -468,6 +469,20 @@ def test_a_channel_knows_nothing_of_where_a_former_one_has_called(
         keys.add(service.key)
         bridge().release(service)
     assert len(keys) == 3
+
+
+def test_nothing_is_left_of_a_channel_that_was_never_called_on(registry: rollcall.MemoryRegistry, name: str) -> None:
+    service = bridge().subscribe(name, "", registry, Policy({}))
+    left = weakref.ref(service)
+    bridge().release(service)
+    del service
+    eventually("it is forgotten", lambda: gc.collect() is not None and left() is None)
+
+
+def test_nor_of_one_that_could_not_be_made(registry: rollcall.MemoryRegistry, name: str) -> None:
+    with pytest.raises(RuntimeError, match="event loop"), futures.ThreadPoolExecutor(1) as without_a_loop:
+        without_a_loop.submit(rollcall.dial, name, registry=registry).result()
+    assert name not in dialled()
 
 
 # --- calling ----------------------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 import logging
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from rollcall import registration as module
 from rollcall.registration import Registration
-from rollcall.registry import DuplicateInstanceError, Instance, TtlCheck
+from rollcall.registry import DuplicateInstanceError, Instance, RegistryUnavailableError, TtlCheck
 from rollcall.registry.consul import ConsulRegistry
 from rollcall.registry.memory import MemoryRegistry
 from tests.waiting import eventually, free_port
@@ -69,6 +70,38 @@ def test_an_id_that_is_somebody_else_s_is_left_alone_by_one_that_gives_up_waitin
     registration.close()
     assert changes == []
     assert registry.instances("sum") == (HOLDER,)
+
+
+def test_also_when_the_registry_has_been_away_since() -> None:
+    class Away(MemoryRegistry):
+        attempts = 0
+
+        def register(self, *arguments: Any, **named: Any) -> None:
+            self.attempts += 1
+            if self.attempts > 1:
+                raise RegistryUnavailableError("expected a leader, found an election")
+            super().register(*arguments, **named)
+
+    registry, changes = Away(), Changes()
+    MemoryRegistry.register(registry, HOLDER, CHECK)
+    registration = Registration(registry, INSTANCE, CHECK, changes.append)
+    registration.start()
+    eventually("it knows less than it did", lambda: changes)
+    registration.close()
+    assert registry.instances("sum") == (HOLDER,)
+
+
+def test_an_end_that_fails_in_a_way_that_was_not_foreseen_is_an_end(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(MemoryRegistry):
+        def deregister(self, instance_id: str) -> None:
+            raise OSError(f"no way to remove {instance_id}")
+
+    registry, changes = Broken(), Changes()
+    registration = Registration(registry, INSTANCE, CHECK, changes.append)
+    registration.start()
+    eventually("it stands", lambda: changes == [True])
+    registration.close()
+    assert "no way to remove sum-1" in caplog.text
 
 
 def test_a_predecessor_that_is_dying_is_waited_for() -> None:
