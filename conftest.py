@@ -1,6 +1,7 @@
 """What holds for every test, those in tests/ and those of the services."""
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,12 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.postgres import PostgreSQL
+
+
+def pytest_configure() -> None:
+    """Let what tests start be interrupted, also in the background of a shell, where SIGINT is ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
