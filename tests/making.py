@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 250.0
 """Most that one command may take; a cold machine downloads what is needed meanwhile."""
 NOT_COPIED = (".git", ".venv", ".run", "dist", "*_cache", "__pycache__", ".hypothesis")
-WITHIN = ("VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+WITHIN = ("VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTEST_ADDOPTS")
 OUTSIDE = {key: value for key, value in os.environ.items() if key not in WITHIN}
-"""The environment, but for what says in which environment and by which make the tests are run."""
+"""The environment, but for what says in which environment and by which make the tests are run, and how."""
 
 
 def copy(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from deploy.local import process
-from deploy.local.cluster import SPAN
+from deploy.local.cluster import SPAN, reserve
 
 
 class Local:
@@ -47,11 +47,14 @@ class Local:
 
 
 def free_ports_from() -> int:
-    """Return a port from which every port that follows from it is free."""
-    for http in random.sample(range(15000, 31900, 50), 100):
-        if not any(map(taken, range(http, http + SPAN + 1))):
+    """Return a port from which every port that follows from it is free, and this process' until it ends.
+
+    From between those that `free_ports` gives and those that the kernel gives to outgoing connections.
+    """
+    for http in random.sample(range(24000, 31900, 50), 100):
+        if reserve(http) and not any(map(taken, range(http, http + SPAN + 1))):
             return http
-    raise AssertionError(f"expected {SPAN + 1} free ports in a row, found none from 15000 to 31900")
+    raise AssertionError(f"expected {SPAN + 1} free ports in a row, found none from 24000 to 31900")
 
 
 def taken(port: int) -> bool:

@@ -102,13 +102,30 @@ def free_ports(count: int = len(SERVERS)) -> tuple[Ports, ...]:
     that nothing takes them by accident before the servers do; and they are this process' until it ends, so that nobody
     who asks here is given them, in another process either, while a server is away.
     """
-    candidates = iter(random.sample(range(15000, 32000), 400))
+    candidates = iter(random.sample(range(15000, 24000), 400))
     kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
-    free = (port for port in candidates if all(_bindable(port, kind) for kind in kinds) and _reserve(port))
+    free = (port for port in candidates if all(_bindable(port, kind) for kind in kinds) and reserve(port))
     try:
         return tuple(Ports(next(free), next(free), next(free), next(free)) for _ in range(count))
     except (StopIteration, RuntimeError) as error:
-        raise LocalError(f"expected {4 * count} free loopback ports between 15000 and 32000, found fewer") from error
+        raise LocalError(f"expected {4 * count} free loopback ports between 15000 and 24000, found fewer") from error
+
+
+_reserved: list[BinaryIO] = []
+
+
+def reserve(port: int) -> bool:
+    """Have a port be this process' until it ends, as far as others look here; say whether it was nobody's."""
+    folder = Path(tempfile.gettempdir()) / f"rollcall-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    file = (folder / str(port)).open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return False
+    _reserved.append(file)
+    return True
 
 
 class Cluster:
@@ -397,23 +414,6 @@ class Cluster:
 
     def _data(self, n: int) -> Path:
         return self.run / "data" / self.name(n)
-
-
-_reserved: list[BinaryIO] = []
-
-
-def _reserve(port: int) -> bool:
-    """Have a port be this process', as far as others look here; say whether it was free."""
-    folder = Path(tempfile.gettempdir()) / f"rollcall-ports-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    file = (folder / str(port)).open("wb")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return False
-    _reserved.append(file)
-    return True
 
 
 def _bindable(port: int, kind: socket.SocketKind) -> bool:
