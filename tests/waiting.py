@@ -12,7 +12,7 @@ T = TypeVar("T")
 PAUSE = 0.01  # seconds between two looks
 
 
-def eventually(what: str, found: Callable[[], T], seconds: float = 10.0) -> T:
+def eventually(what: str, found: Callable[[], T], seconds: float = 30.0) -> T:
     """Ask until the answer is true, and return it. Fails when it does not come in time."""
     deadline = time.monotonic() + seconds
     while not (answer := found()):

@@ -90,7 +90,7 @@ def test_it_is_found_and_called(abacus: Abacus) -> None:
     async def scenario() -> None:
         await found(abacus)
         async with rollcall.dial("abacus", registry=abacus.registry) as channel:
-            assert await call(channel) == "999"
+            await calls_come_to(channel, "999")
 
     asyncio.run(scenario())
 
@@ -118,7 +118,7 @@ def test_it_stays_found_while_a_server_is_away(abacus: Abacus) -> None:
             try:
                 await eventually("another leader", lambda: abacus.cluster.leader() not in (0, leader))
                 await found(abacus)
-                assert await call(channel) == "999"
+                await calls_come_to(channel, "999")
             finally:
                 await asyncio.to_thread(abacus.cluster.start_server, leader)
 

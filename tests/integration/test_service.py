@@ -83,7 +83,7 @@ class Process:
             answer = stub.Check(request, timeout=5, wait_for_ready=True)  # type: ignore[attr-defined]
             return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
-    def ended(self, seconds: float = 10) -> int:
+    def ended(self, seconds: float = 30) -> int:
         return self.child.wait(seconds)
 
 
@@ -197,7 +197,7 @@ def test_what_an_instance_offers(
 
 
 def test_sigterm_drains_and_ends_well(start: Start, registry: rollcall.ConsulRegistry) -> None:
-    one = start("--id", "draining", "--drain", "1")
+    one = start("--id", "draining", "--drain", "4")
     eventually("it passes", lambda: passing(registry, "draining"))
     with grpc.insecure_channel(one.target()) as channel:
         stub = sum_pb2_grpc.SumServiceStub(channel)
@@ -306,7 +306,7 @@ def test_two_with_one_id(start: Start, registry: rollcall.ConsulRegistry) -> Non
     first = start("--id", "twin")
     instance = eventually("the first passes", lambda: passing(registry, "twin"))
     second = start("--id", "twin")
-    assert second.ended(20) == 1
+    assert second.ended(60) == 1
     assert "instance id 'twin' belongs to an instance of 'sum'" in second.log
     assert first.target() in second.log
     assert "give each instance an id of its own" in second.log

@@ -278,7 +278,7 @@ async def draining(fleet: Fleet) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_drain_lets_a_stream_finish(fleet: Fleet, kind: str) -> None:
     async def scenario() -> None:
-        async with one_greeter(fleet, *FLAGS) as stub:
+        async with one_greeter(fleet, "--drain", str(DRAIN), "--grace", "60") as stub:
             stream = await begun(fleet, stub, kind, count=SMALL_WINDOW)
             await draining(fleet)
             await eventually("the grace begins", lambda: "takes no more calls" in fleet.log("greeter-1"))

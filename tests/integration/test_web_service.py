@@ -101,7 +101,7 @@ def test_it_registers_with_an_http_check_that_passes(start: Start, cluster: Clus
 
 
 def test_sigterm_finishes_what_is_in_flight_and_ends_streams_in_time(start: Start) -> None:
-    front = start("--drain", "0.5", "--grace", "1.5")
+    front = start("--drain", "2", "--grace", "3")
     instance = front.registered()
     with futures.ThreadPoolExecutor() as pool, requests.Session() as kept:
         assert "connection" not in kept.get(front.url("/hello"), timeout=5).headers
@@ -115,8 +115,8 @@ def test_sigterm_finishes_what_is_in_flight_and_ends_streams_in_time(start: Star
         assert kept.get(front.url("/hello"), timeout=5).headers["connection"] == "close"
         assert waiting.result().text == "done"
         assert b"data: last" in list(lines)
-        assert front.child.wait(10) == 0
-        assert 2 <= time.monotonic() - begun < 8, "the stream would go on for ever"
+        assert front.child.wait(30) == 0
+        assert 5 <= time.monotonic() - begun < 15, "the stream would go on for ever"
     assert not front._registry.instances("front")
     assert f"{instance.id} has ended" in front.log
     assert "Traceback" not in front.log

@@ -260,11 +260,11 @@ def test_a_registry_that_hangs_is_told_of_within_the_deadline(name: str, servers
     listeners = [create_server(("127.0.0.1", 0), backlog=64) for _ in range(servers)]
     addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
     registry = rollcall.ConsulRegistry(addresses)
-    with rollcall.dial_sync(name, registry=registry, deadline=2) as channel:
+    with rollcall.dial_sync(name, registry=registry, deadline=6) as channel:
         begun = time.monotonic()
         with failing(grpc.StatusCode.UNAVAILABLE) as details:
             add(channel)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 6
         assert details[0] == f"no instance of service '{name}' is known: {registry} has not answered yet"
     for listener in listeners:
         listener.close()
@@ -329,7 +329,7 @@ def test_a_registry_that_is_not_there_is_told_of_within_the_deadline(name: str) 
     address = f"127.0.0.1:{free_port()}"
     registry = rollcall.ConsulRegistry([address])
     with (
-        rollcall.dial_sync(name, registry=registry, deadline=1) as channel,
+        rollcall.dial_sync(name, registry=registry, deadline=4) as channel,
         failing(grpc.StatusCode.UNAVAILABLE) as details,
     ):
         add(channel)
@@ -709,6 +709,7 @@ def test_an_instance_whose_calls_fail_is_put_aside_once_that_is_configured(
             sign_up(registry, name, server.port)
         configured(failure_percent=0)
         with rollcall.dial_sync(name, registry=registry, ejection=60) as channel:
+            eventually("both are called", lambda: (quietly(lambda: do(channel)), bad.calls and good.calls)[1])
             ends = time.monotonic() + 3
             while time.monotonic() < ends:
                 assert not twenty_in_a_row(channel), "it is never put aside"
@@ -721,6 +722,7 @@ def test_an_instance_whose_calls_fail_is_put_aside(registry: rollcall.MemoryRegi
         for server in (bad, good):
             sign_up(registry, name, server.port)
         with rollcall.dial_sync(name, registry=registry, ejection=60) as channel:
+            eventually("both are called", lambda: (quietly(lambda: do(channel)), bad.calls and good.calls)[1])
             eventually("the bad one is put aside", lambda: twenty_in_a_row(channel))
         assert bad.calls > 5
         assert good.calls >= 20
@@ -898,7 +900,7 @@ def test_the_user_s_bootstrap_is_kept(by: str, tmp_path: Path) -> None:
 def test_a_process_that_has_dialled_can_end() -> None:
     begun = time.monotonic()
     bootstrap()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
 
 
 def test_a_blocked_event_loop_does_not_stop_discovery(registry: rollcall.MemoryRegistry, name: str) -> None:

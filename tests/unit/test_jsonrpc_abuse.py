@@ -265,8 +265,8 @@ def test_an_idle_connection_is_closed(served: Served) -> None:
 @limited(slow=0.5, idle=60)
 def test_a_message_that_takes_too_long(served: Served) -> None:
     with served.connect() as connection:
-        send(connection, VALID + VALID[:-1])
         begun = time.monotonic()
+        send(connection, VALID + VALID[:-1])
         first, last = replies(connection)
         assert first["id"] == 1
         assert last["id"] is None

@@ -344,7 +344,7 @@ async def failures(trial: Trial, calls: int) -> int:
 
 def test_an_instance_that_only_fails_is_ejected_and_tried_again() -> None:
     async def scenario() -> None:
-        async with town("a", "b", "c") as here, here.dial(ejection=1) as trial:
+        async with town("a", "b", "c") as here, here.dial(ejection=16) as trial:  # at first for 2 s
             await reaches(trial, "a", "b", "c")
             here.handlers["b"].failing = here.handlers["c"].failing = True
             before = here.handlers["b"].calls + here.handlers["c"].calls
@@ -358,7 +358,7 @@ def test_an_instance_that_only_fails_is_ejected_and_tried_again() -> None:
             here.handlers["b"].failing = here.handlers["c"].failing = False
             begun = time.monotonic()
             await reaches(trial, "a", "b", "c")
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - begun < 15
 
     run(scenario)
 
@@ -458,7 +458,7 @@ def test_what_is_configured_holds_for_channels_that_are_open(configured: Callabl
 
 def test_a_deadline_frees_what_the_call_held() -> None:
     async def scenario() -> None:
-        async with town("a") as here, here.dial(max_requests=1, deadline=0.1) as trial:
+        async with town("a") as here, here.dial(max_requests=1, deadline=1) as trial:
             for _ in range(3):
                 with pytest.raises(jsonrpc.DeadlineExceededError):
                     await trial.Wait("")

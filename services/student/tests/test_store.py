@@ -202,6 +202,7 @@ def test_a_database_that_freezes(postgres: PostgreSQL, monkeypatch: pytest.Monke
                 await asyncio.wait_for(store.get(stored.id), 0.2)
         finally:
             postgres.signal(signal.SIGCONT)
+            monkeypatch.setattr(module, "SECONDS", 10.0)
         assert await store.get(stored.id) == stored
 
     within(postgres.url(postgres.create_database()), scenario)
@@ -217,6 +218,7 @@ def test_a_file_that_another_process_writes(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(StoreAwayError):
             await store.add(LI, 185, "key")
         assert await store.list(0, 10) == [], "readers read on"
+        monkeypatch.setattr(module, "SECONDS", 10.0)
         asyncio.get_running_loop().call_later(0.2, other.execute, "ROLLBACK")
         stored = await store.add(LI, 185, "key")
         assert await store.list(0, 10) == [stored]
