@@ -15,7 +15,7 @@ import rollcall
 from deploy.local.cluster import SERVERS, Cluster, free_ports
 from deploy.local.guard import Guard
 from rollcall.registry import RegistryUnavailableError
-from tests.integration.fleet import CALLS, ROOT, Fleet, Tally, eventually, load
+from tests.integration.fleet import CALLS, ROOT, SYNC_SECONDS, Fleet, Tally, eventually, load
 from tests.integration.test_trouble import WORKS, Work, none_failed, start
 
 pytestmark = pytest.mark.trouble
@@ -71,6 +71,7 @@ def test_it_goes_to_the_other_and_comes_back(
             assert set(tally.answered) == {*ours}
             await asyncio.gather(*(asyncio.to_thread(end, here, instance, number) for instance in ours))
             await only(tally, theirs)
+            await here.pass_all(name, 0)  # calls may have gone to the other before Consul knew
             for instance in ours:
                 here.start(instance)
             await here.pass_all(name, 2)
@@ -109,7 +110,10 @@ async def only(tally: Tally, ids: list[str]) -> None:
             since = tally.answered.copy()
         return set(new) == set(ids) and new.total() > CALLS / 4
 
-    await eventually(f"only {ids} answer", answer, 60)
+    try:
+        await eventually(f"only {ids} answer", answer, SYNC_SECONDS)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; so many have: {tally.answered - since}; failed: {tally.failed[:3]}") from None
 
 
 def end(fleet: Fleet, instance: str, number: Signals) -> None:
