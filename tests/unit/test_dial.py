@@ -241,6 +241,12 @@ def quietly(call: Callable[[], Any]) -> Any:
         return call()
 
 
+def have_been_called(channel: grpc.Channel, *servers: Server) -> bool:
+    """Call once more; say whether each of the servers has been called by now."""
+    quietly(lambda: do(channel))
+    return all(server.calls for server in servers)
+
+
 def twenty_in_a_row(channel: grpc.Channel) -> bool:
     """Say whether so many calls are answered well, one after the other: whether nobody who fails is called."""
     return all(quietly(lambda: do(channel)) for _ in range(20))
@@ -709,7 +715,7 @@ def test_an_instance_whose_calls_fail_is_put_aside_once_that_is_configured(
             sign_up(registry, name, server.port)
         configured(failure_percent=0)
         with rollcall.dial_sync(name, registry=registry, ejection=60) as channel:
-            eventually("both are called", lambda: (quietly(lambda: do(channel)), bad.calls and good.calls)[1])
+            eventually("both are called", lambda: have_been_called(channel, bad, good))
             ends = time.monotonic() + 3
             while time.monotonic() < ends:
                 assert not twenty_in_a_row(channel), "it is never put aside"
@@ -722,7 +728,7 @@ def test_an_instance_whose_calls_fail_is_put_aside(registry: rollcall.MemoryRegi
         for server in (bad, good):
             sign_up(registry, name, server.port)
         with rollcall.dial_sync(name, registry=registry, ejection=60) as channel:
-            eventually("both are called", lambda: (quietly(lambda: do(channel)), bad.calls and good.calls)[1])
+            eventually("both are called", lambda: have_been_called(channel, bad, good))
             eventually("the bad one is put aside", lambda: twenty_in_a_row(channel))
         assert bad.calls > 5
         assert good.calls >= 20
