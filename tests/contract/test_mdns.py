@@ -51,7 +51,7 @@ def test_a_goodbye_is_heard_at_once(opened: Open) -> None:
         begun = time.monotonic()
         here.deregister(ONE.id)
         watched.until("it has gone", lambda seen: seen == ())
-        assert time.monotonic() - begun < module.TTL / 2
+        assert time.monotonic() - begun < 1
 
 
 def own_address() -> str:
@@ -129,8 +129,7 @@ def test_of_two_that_register_one_id_at_a_time_the_later_gives_way(opened: Open)
     eventually("it is refused", refused)
     assert first.confirm(ONE)
     assert [each.port for each in first.instances("one")] == [1]
-    third = opened()
-    eventually("so others hear it", lambda: [each.port for each in third.instances("one")] == [1])
+    assert [each.port for each in opened().instances("one")] == [1]
 
 
 def test_groups_do_not_hear_each_other(opened: Open) -> None:
@@ -156,7 +155,7 @@ def test_what_is_not_ours_is_passed_over(opened: Open, properties: dict[str, byt
         info = ServiceInfo(module.TYPE, name, port=9, parsed_addresses=["127.0.0.1"], properties=properties)
         stranger.register_service(info, cooperating_responders=True)
         other = opened()
-        eventually("it is heard", lambda: ids(other) == ids(here) == [ONE.id])
+        assert ids(other) == ids(here) == [ONE.id]
     finally:
         stranger.close()
 
@@ -180,8 +179,7 @@ def test_a_registration_that_is_too_large_is_refused(opened: Open) -> None:
     assert ids(here) == []
     largest = replace(ONE, meta={"note": "x" * 3700})
     here.register(largest, CHECK)
-    there = opened()
-    eventually("it is heard", lambda: there.instances("one") == (largest,))
+    assert opened().instances("one") == (largest,)
 
 
 def test_one_that_another_has_removed_is_gone_until_it_registers_again(opened: Open) -> None:

@@ -83,7 +83,7 @@ class System:
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory, module_cluster: Cluster, guard: Guard) -> Iterator[System]:
     fleet = Fleet(tmp_path_factory.mktemp("command"), module_cluster, guard)
-    fleet.environment["ROLLCALL_CHECK_TIMEOUT"] = "5"  # a machine that is busy is not to show
+    fleet.environment["ROLLCALL_CHECK_TIMEOUT"] = "5"  # none is to fail for a busy machine
     for name, count in STARTED.items():
         for number in range(1, count + 1):
             fleet.start(f"{name}-{number}", "--tags", "public", "--version", "1.0")

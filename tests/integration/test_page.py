@@ -18,7 +18,7 @@ from tests.integration.fleet import Fleet
 from tests.waiting import eventually, free_port
 
 PUBLIC = ("--tags", "public")
-SOON = 5.0  # seconds within which the page shows what has happened to an instance
+SOON = 2.0  # seconds within which the page shows what has happened to an instance
 PATIENCE = 20_000  # ms
 
 Visit = Callable[..., Page]

@@ -5,7 +5,6 @@ import contextlib
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
@@ -476,11 +475,8 @@ def test_streams_while_an_instance_is_killed(fleet: Fleet, report: list[str]) ->
             fleet.start("greeter-2")
             tally.first.clear()
             await eventually("it is called again", lambda: "greeter-2" in tally.first, 20)
-        # INTERNAL is what grpc.aio says when it was writing and has not heard of the stream's status yet; once in a
-        # few dozen runs, one that was just being opened is told by its deadline only.
-        codes = Counter(code for _, code, _ in tally.failed)
-        assert codes.pop("DEADLINE_EXCEEDED", 0) <= 1, tally.failed
-        assert {*codes} <= {"UNAVAILABLE", "INTERNAL"}, tally.failed
+        # INTERNAL is what grpc.aio says when it was writing and has not heard of the stream's status yet.
+        assert {code for _, code, _ in tally.failed} <= {"UNAVAILABLE", "INTERNAL"}, tally.failed[:3]
 
     asyncio.run(scenario())
 

@@ -353,7 +353,7 @@ def test_all_of_consul_is_away(fleet: Fleet, report: list[str], data: str) -> No
             f"{whole:.2f} s after its return",
         )
         assert min(during.values()) > CALLS / 2
-        assert whole < 30  # hello is checked each 5 s; by itself, Consul would take up to two minutes
+        assert whole < 8  # hello is checked each 5 s
 
     asyncio.run(scenario())
 
@@ -370,7 +370,7 @@ def test_an_instance_is_added(fleet: Fleet, report: list[str], name: str) -> Non
             await eventually("it is called", lambda: added in tally.first)
         took = max(0.0, tally.first[added] - ready)
         none_failed(report, {name: tally}, f"called {1000 * took:.0f} ms after it was seen to be ready")
-        assert took < 5
+        assert took < 1
 
     asyncio.run(scenario())
 
@@ -389,7 +389,7 @@ def test_an_instance_only_fails(fleet: Fleet, report: list[str], tmp_path: Path,
             begun = time.monotonic()
             await eventually("a failure", lambda: tally.failed)
             # Failures stop when none has come for a second, at hundreds of calls a second to each instance.
-            await eventually("failures stop", lambda: time.monotonic() - tally.failed[-1][0] > 1, 12)
+            await eventually("failures stop", lambda: time.monotonic() - tally.failed[-1][0] > 1, 5)
             ejected = tally.failed[-1][0] - begun
             broken.unlink()
             recovered = time.monotonic()
@@ -400,8 +400,8 @@ def test_an_instance_only_fails(fleet: Fleet, report: list[str], tmp_path: Path,
             f"{tally}; {dict(codes)} until it was ejected after {ejected:.2f} s; called again after {back:.2f} s"
         )
         assert set(codes) == {"RemoteError" if name == "hello" else "INTERNAL"}
-        assert ejected < 8
-        assert all(when <= begun + 8 for when, *_ in tally.failed)
+        assert ejected < 3
+        assert all(when <= begun + 3 for when, *_ in tally.failed)
         assert back < 10
 
     asyncio.run(scenario())
