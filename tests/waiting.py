@@ -27,7 +27,7 @@ def free_port() -> int:
     From below the range the kernel gives to outgoing connections: whoever is to listen there later, or again after it
     was killed, must not find that one of these has taken the port meanwhile.
     """
-    return free_ports()[0].http
+    return free_ports(1)[0].http
 
 
 class Following(Generic[T]):

@@ -42,7 +42,7 @@ class Process:
     """Where its own lines begin in the log, which is kept across restarts."""
 
     def running(self) -> bool:
-        """Whether it still runs; frozen (SIGSTOP) counts as running, a zombie does not."""
+        """Whether it still runs; frozen (SIGSTOP) counts as running, a zombie does not, unless it has threads left."""
         return self._find() is not None
 
     def frozen(self) -> bool:
@@ -92,7 +92,8 @@ class Process:
             found = psutil.Process(self.pid)
             if abs(found.create_time() - self.create_time) > SAME_START_SECONDS:
                 return None
-            if found.status() == psutil.STATUS_ZOMBIE:
+            # The last thread to end gives the ports and files back, when the first may have been a zombie for a while.
+            if found.status() == psutil.STATUS_ZOMBIE and found.num_threads() <= 1:
                 with contextlib.suppress(ChildProcessError):  # then its parent is someone else, and reaps it
                     os.waitpid(self.pid, os.WNOHANG)
                 return None

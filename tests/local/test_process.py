@@ -1,11 +1,14 @@
 """Processes with a record: found again by it, never mistaken for a stranger, stopped within a bound."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from deploy.local import process
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -37,6 +40,23 @@ def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
         assert deaf.running()
     assert not deaf.stop(0.2)
     assert not deaf.running()
+
+
+def test_one_whose_first_thread_has_ended_runs_until_the_last_has(tmp_path: Path) -> None:
+    """A zombie then, to those who look at the process alone; its ports are still taken."""
+    program = (
+        "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(600,)).start(); "
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    headless = process.start("headless", [sys.executable, "-c", program], run=tmp_path)
+    try:
+        if sys.platform == "linux":
+            eventually("its first thread has ended", lambda: psutil.Process(headless.pid).status() == "zombie")
+        assert headless.running()
+    finally:
+        headless.kill()
+    assert not headless.running()
+    assert not psutil.pid_exists(headless.pid)
 
 
 def test_a_damaged_record_is_no_record(tmp_path: Path) -> None:
