@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -35,6 +34,7 @@ from rollcall.registry import (
 )
 from rollcall.settings import META_VALUE, PREFIX, BadSettingError, ServiceSettings, load
 from rollcall.telemetry import Telemetry
+from rollcall.threads import DaemonThreads
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -268,17 +268,7 @@ async def _first(wanted: Any, stopped: Any) -> Any:
 
 async def _apart(work: Callable[[], None]) -> None:
     """Do what blocks, on a thread of its own: handlers may have taken all those of asyncio. Cancelled, it goes on."""
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-
-    def run() -> None:
-        try:
-            work()
-        finally:
-            with contextlib.suppress(RuntimeError):  # the loop has ended before
-                loop.call_soon_threadsafe(done.set)
-
-    threading.Thread(target=run, name="closing", daemon=True).start()
-    await done.wait()
+    await asyncio.get_running_loop().run_in_executor(DaemonThreads(thread_name_prefix="closing"), work)
 
 
 @contextlib.asynccontextmanager

@@ -33,6 +33,7 @@ from rollcall.discovery import xds
 from rollcall.discovery.membership import Membership
 from rollcall.policy import Policy
 from rollcall.registry import Instance, Registry
+from rollcall.threads import DaemonThreads
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class Bridge:
         self._caller = uuid.uuid4().hex
         self._numbers, self._versions = itertools.count(1), itertools.count(1)
         address = _socket_address()
-        self._server = grpc.server(_DaemonThreads())
+        # The discovery stream lasts as long as the process, which has to end.
+        self._server = grpc.server(DaemonThreads(thread_name_prefix="xds"))
         add_AggregatedDiscoveryServiceServicer_to_server(_Ads(self), self._server)
         self._server.add_insecure_port(address)
         self._server.start()
@@ -284,22 +286,6 @@ class _Ads(AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
         while type_url := changes.get():
             if subscribed.get(type_url):
                 yield self._bridge.answer(type_url, subscribed[type_url])
-
-
-class _DaemonThreads(futures.ThreadPoolExecutor):
-    """Runs each call on a daemon thread: the discovery stream lasts as long as the process, which has to end."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "futures.Future[Any]":
-        future: futures.Future[Any] = futures.Future()
-
-        def run() -> None:
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001 (handed on, as the base class does)
-                future.set_exception(error)
-
-        threading.Thread(target=run, name="xds", daemon=True).start()
-        return future
 
 
 _bridge: Bridge | None = None
