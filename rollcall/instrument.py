@@ -7,6 +7,7 @@ every call, and on a call as cheap as an addition that costs several times what 
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -54,6 +55,8 @@ class Instrumented:
 
     def __init__(self, server: grpc.aio.Server, telemetry: Telemetry) -> None:
         self.services: list[str] = []
+        self.called = -math.inf
+        """When the last call has come, by `time.monotonic`."""
         self._server, self._telemetry = server, telemetry
         self._running: set[asyncio.Task[Any]] = set()
         self._overdue: set[asyncio.Task[Any]] = set()
@@ -91,7 +94,7 @@ class Instrumented:
         running = self._running
 
         async def handle(request: Any, context: Any) -> Any:
-            begun = method.begin()
+            begun = self.called = method.begin()
             call = contexts.current.get() or contexts.incoming(None, None)
             left = context.time_remaining()
             if left is not None:

@@ -57,6 +57,9 @@ class Server(Protocol):
     async def tell(self, *, process: bool, services: bool) -> None:
         """Tell clients who ask for its health whether the process is well, and whether its services are ready."""
 
+    async def quiet(self, patience: float) -> None:
+        """Wait up to `patience` seconds until calls have ceased to come, where one that comes too late may be lost."""
+
     async def stop(self, grace: float) -> None:
         """Refuse new calls, give those in flight `grace` seconds to finish, and end the rest."""
 
@@ -196,11 +199,15 @@ class Life(ABC):
             ready.clear()
             await server.tell(process=False, services=False)
             await _apart(registration.close)
+            grace = settings.grace
             if refusal is None:
                 telemetry.registered.set(0)
                 await asyncio.sleep(settings.drain)
-            log.info("%s takes no more calls; those in flight have %g s", instance.id, settings.grace)
-            await server.stop(settings.grace)
+                begun = loop.time()
+                await server.quiet(grace / 2 if settings.drain else 0)
+                grace -= loop.time() - begun
+            log.info("%s takes no more calls; those in flight have %.3g s", instance.id, grace)
+            await server.stop(grace)
             log.info("%s has ended", instance.id)
         if refusal:
             raise refusal

@@ -1,6 +1,7 @@
 """`Service`: a service that answers gRPC calls."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -24,6 +25,7 @@ STANDARD = ("grpc.health.v1.Health", "grpc.channelz.v1.Channelz", reflection.SER
 CHECK = GrpcCheck(OVERALL)
 """What Consul checks instances by, unless the service or its settings say otherwise."""
 
+QUIET = 1.0  # seconds without a new call after which all callers seem to have heard that an instance is going
 LAST_WORD = 1.0  # seconds that calls which outlive the grace have to tell their callers so
 
 AddToServer = Callable[[Any, Any], None]
@@ -108,6 +110,12 @@ class _Server:
         statuses = health_pb2.HealthCheckResponse
         for name, well in {OVERALL: process, **dict.fromkeys(self._instrumented.services, services)}.items():
             await self._health.set(name, statuses.SERVING if well else statuses.NOT_SERVING)
+
+    async def quiet(self, patience: float) -> None:
+        # Of the calls that come while grpc.aio's server stops, some are cancelled, which tells nobody to try again.
+        end = time.monotonic() + patience
+        while (left := min(self._instrumented.called + QUIET, end) - time.monotonic()) > 0:  # noqa: ASYNC110 (an event would cost each call)
+            await asyncio.sleep(left)
 
     async def stop(self, grace: float) -> None:
         if not self._started:  # grpc.aio would keep the port of a server that never has

@@ -219,9 +219,13 @@ class ServiceSettings(RegistrySettings):
         None, description="seconds a check may take, 1 unless the service has its own"
     )
     drain: Annotated[Seconds, LIVE] = Field(
-        2.0, description="seconds between deregistering and refusing calls: time for callers to hear of it"
+        2.0,
+        description="seconds between deregistering and refusing calls: time for callers to hear of it; more, up to "
+        "half the grace, while gRPC calls go on coming",
     )
-    grace: Annotated[Seconds, LIVE] = Field(20.0, description="seconds that calls in flight get to finish")
+    grace: Annotated[Seconds, LIVE] = Field(
+        20.0, description="seconds that calls in flight get to finish, less what the drain took of it"
+    )
     log_format: Literal["text", "json"] = Field("text", description="how log lines look")
     log_level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = Field(
         "info", description="the least that is logged"

@@ -103,6 +103,9 @@ class Server:
     async def tell(self, *, process: bool, services: bool) -> None:
         """Do nothing: JSON-RPC has no way to ask for a server's health."""
 
+    async def quiet(self, patience: float) -> None:
+        """Do nothing: a call that comes too late is refused, and its caller makes it elsewhere."""
+
     async def stop(self, grace: float) -> None:
         """Refuse new connections and calls, finish the calls in flight within `grace` seconds, and end the others."""
         self.going = True

@@ -91,6 +91,9 @@ class Server:
         """Close each connection after its next answer, so that clients come back to another instance, if it drains."""
         self.draining = not process
 
+    async def quiet(self, patience: float) -> None:
+        """Do nothing: whoever has a connection is told with an answer that it is the last."""
+
     async def stop(self, grace: float) -> None:
         """Take no more requests, finish those in flight within `grace` seconds, and end the others."""
         self.draining = True
